@@ -1,0 +1,87 @@
+"""Do the settings agree with each other? What no single setting can tell.
+
+Each rule yields the places that are wrong and what is wrong there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator
+
+from paceline.config.settings import Config
+from paceline.domain.promise import ANONYMOUS
+
+Problem = tuple[str, str]
+
+NO_WORKERS = (
+    "no worker to send requests to: list one under models[].workers in this file,"
+    " or start an emulated one with `paceline demo` or `paceline engine --emulate`"
+)
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """All that does not fit together."""
+    yield from _workers(config)
+    yield from _models(config)
+    yield from _tiers(config)
+    yield from _tenants(config)
+    if config.listen == config.admin and config.listen.port != 0:
+        yield "admin", f"{config.admin} is taken by listen"
+
+
+def _workers(config: Config) -> Iterator[Problem]:
+    if not config.models:
+        yield "models", NO_WORKERS
+    for m, model in enumerate(config.models):
+        if not model.workers:
+            yield f"models[{m}].workers", NO_WORKERS
+    yield from _twice(
+        (f"models[{m}].workers[{w}].url", worker.url.place, "leads to the same engine as")
+        for m, model in enumerate(config.models)
+        for w, worker in enumerate(model.workers)
+    )
+
+
+def _models(config: Config) -> Iterator[Problem]:
+    names = []
+    for m, model in enumerate(config.models):
+        names.append((f"models[{m}].name", model.name, "is the same name as"))
+        for a, alias in enumerate(model.aliases):
+            names.append((f"models[{m}].aliases[{a}]", alias, "is the same name as"))
+    yield from _twice(names)
+
+
+def _tiers(config: Config) -> Iterator[Problem]:
+    known = config.tiers
+    named = [("default_tier", config.default_tier)]
+    for t, tenant in enumerate(config.tenant_settings):
+        if tenant.tier is not None:
+            named.append((f"tenants[{t}].tier", tenant.tier))
+    for place, tier in named:
+        if tier not in known:
+            yield place, f"unknown tier {tier!r}, known are {', '.join(known)}"
+
+
+def _tenants(config: Config) -> Iterator[Problem]:
+    keys = []
+    for t, tenant in enumerate(config.tenant_settings):
+        at = f"tenants[{t}]"
+        if not tenant.digests():
+            yield at, "no key to know the tenant by: set key, keys or key_sha256"
+        if tenant.name == ANONYMOUS:
+            yield f"{at}.name", f"{ANONYMOUS!r} stands for those who ask without a key"
+        keys += [(at, digest, "has the same key as") for digest in tenant.digests()]
+    yield from _twice(keys)
+    yield from _twice(
+        (f"tenants[{t}].name", tenant.name, "is the same name as")
+        for t, tenant in enumerate(config.tenant_settings)
+    )
+    if not config.tenant_settings and not config.anonymous:
+        yield "anonymous", "nobody could ask: list tenants, or leave this out"
+
+
+def _twice(items: Iterable[tuple[str, Hashable, str]]) -> Iterator[Problem]:
+    first: dict[Hashable, str] = {}
+    for place, value, relation in items:
+        if value in first:
+            yield place, f"{relation} {first[value]}"
+        first.setdefault(value, place)

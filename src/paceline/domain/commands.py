@@ -1,0 +1,53 @@
+"""What shall be done? Commands, imperative, each with its reason."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What a request may expect on the worker it is sent to."""
+
+    ttft_s: float
+    """Median expectation, from arrival at the gateway."""
+    itl_s: float
+    headroom: float
+    """Least of (promise - predicted)/promise over all that the choice touches; below 0: one breaks."""
+    cached_tokens: int = 0
+    """Prompt tokens believed to be in the worker's KV cache."""
+
+
+class Dispatch(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+    worker_id: str
+    because: str
+    predicted: Prediction | None = None
+    """None for policies that don't predict."""
+    attempt: int = 1
+
+
+class Hold(msgspec.Struct, frozen=True, tag=True):
+    """Keep the request at the gateway for now."""
+
+    request_id: str
+    because: str
+
+
+class Shed(msgspec.Struct, frozen=True, tag=True):
+    """Turn the request away: 429, or 503 with `unavailable`, when no worker is there at all."""
+
+    request_id: str
+    because: str
+    retry_after_s: float
+    unavailable: bool = False
+
+
+class Fail(msgspec.Struct, frozen=True, tag=True):
+    """The retry budget is spent: 502, or 504 if the last attempt timed out."""
+
+    request_id: str
+    because: str
+    timed_out: bool = False
+
+
+Command = Dispatch | Hold | Shed | Fail

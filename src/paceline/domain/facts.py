@@ -1,0 +1,111 @@
+"""What happened? Facts, in the past tense: all that the kernel ever learns of the world.
+
+Times within facts are seconds on the host's monotonic clock, the same as `now` of `handle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from paceline.domain.request import Request
+from paceline.domain.worker import Worker, WorkerReport
+
+
+class Step(msgspec.Struct, frozen=True, gc=False):
+    """One step of a worker's continuous batch, as its chunks' arrival at the gateway showed it."""
+
+    ended_at: float
+    """Arrival of the step's first chunk."""
+    seconds: float
+    """Time since the step before ended; 0 if the worker had no stream to show it."""
+    streams: int
+    """Streams that got a token, without those that got their first one."""
+    tokens: int
+    """Tokens of those streams: more than `streams` where an engine sends several in a chunk."""
+
+
+class RequestArrived(msgspec.Struct, frozen=True, tag=True):
+    request: Request
+
+
+class FirstTokenSeen(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+    at: float
+
+
+class StepsSeen(msgspec.Struct, frozen=True, tag=True):
+    """The relay's sum over a worker's streams. `FirstTokenSeen` of a step's new streams comes first."""
+
+    worker_id: str
+    steps: Sequence[Step]
+
+
+class StreamEnded(msgspec.Struct, frozen=True, tag=True):
+    """The answer is complete. Counts are the engine's own where it gave them."""
+
+    request_id: str
+    output_tokens: int
+    itl_s: float = 0.0
+    """Mean gap between tokens; 0 with fewer than two."""
+    stall_s: float = 0.0
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class DispatchFailed(msgspec.Struct, frozen=True, tag=True):
+    """A request met trouble on its worker before its first token."""
+
+    request_id: str
+    worker_id: str
+    because: str
+    timed_out: bool = False
+    blame: bool = True
+    """The worker's fault (refused, died, 5xx), so that others should be tried and it be avoided."""
+
+
+class StreamBroke(msgspec.Struct, frozen=True, tag=True):
+    """A stream ended in error after its first token."""
+
+    request_id: str
+    worker_id: str
+    because: str
+
+
+class ClientLeft(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class WorkerAdded(msgspec.Struct, frozen=True, tag=True):
+    worker: Worker
+
+
+class WorkerRemoved(msgspec.Struct, frozen=True, tag=True):
+    """No new work for this worker; what it has may finish."""
+
+    worker_id: str
+
+
+class WorkerReported(msgspec.Struct, frozen=True, tag=True):
+    worker_id: str
+    report: WorkerReport
+
+
+class TimerFired(msgspec.Struct, frozen=True, tag=True):
+    """The deadline that `Kernel.next_deadline` named has come."""
+
+
+Fact = (
+    RequestArrived
+    | FirstTokenSeen
+    | StepsSeen
+    | StreamEnded
+    | DispatchFailed
+    | StreamBroke
+    | ClientLeft
+    | WorkerAdded
+    | WorkerRemoved
+    | WorkerReported
+    | TimerFired
+)

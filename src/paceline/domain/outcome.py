@@ -1,0 +1,42 @@
+"""What became of a request?"""
+
+from __future__ import annotations
+
+import msgspec
+
+from paceline.domain.commands import Prediction
+from paceline.domain.request import Request
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """A request that is over, as its client met it."""
+
+    request: Request
+    worker: str
+    """The last one that it was sent to; empty if none."""
+    status: int
+    """HTTP status; 499 if the client left before an answer."""
+    error: str
+    """Empty if all went well."""
+    attempts: int
+    because: str
+    """Why this worker."""
+    predicted: Prediction | None
+    queued_s: float
+    """From arrival until it was sent to that worker."""
+    ttft_s: float
+    """From arrival to the first token; to the end for answers that are no streams."""
+    itl_s: float
+    """Mean gap between tokens; 0 where there were not two."""
+    stall_s: float
+    seconds: float
+    """From arrival to the end."""
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    output_tokens: int
+
+    @property
+    def kept(self) -> bool:
+        """Was the promise kept?"""
+        fine = not self.error and self.status < 400
+        return fine and self.request.promise.kept(self.ttft_s, self.itl_s, self.stall_s)

@@ -1,0 +1,90 @@
+"""What is one generation, and through which states does it go?"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+from paceline.domain.promise import Promise
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One generation, reduced to what decisions need; its text stays at the gateway."""
+
+    id: str
+    model: str
+    tenant: str
+    tier: str
+    promise: Promise
+    weight: float = 1.0
+    prompt_bytes: int = 0
+    """Length of the prompt's JSON text; the kernel learns the tokens in it."""
+    prompt_tokens: int | None = None
+    """Exact count, where the client sent token ids."""
+    max_tokens: int | None = None
+    blocks: tuple[int, ...] = ()
+    """Hash chain over the prompt in blocks of `BLOCK_BYTES`: block i names all text up to its end."""
+    streaming: bool = True
+    seed: int = 0
+    """Breaks ties; drawn by the host so that the kernel stays without chance."""
+
+
+BLOCK_BYTES = 256
+"""Bytes of prompt text in one block of `Request.blocks`, about 64 tokens of English."""
+
+
+class State(Enum):
+    """Where a request stands."""
+
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    """Sent to a worker; no token yet."""
+    DECODING = "decoding"
+    DONE = "done"
+    """Answered whole."""
+    FAILED = "failed"
+    """Ended with an error, before or within its answer."""
+    SHED = "shed"
+    """Turned away on purpose."""
+    LEFT = "left"
+    """The client went away."""
+
+
+class Event(Enum):
+    """What moves a request from one state to the next."""
+
+    DISPATCHED = "dispatched"
+    FIRST_TOKEN = "first token"  # noqa: S105
+    ENDED = "ended"
+    DISPATCH_FAILED = "dispatch failed"
+    BROKE = "broke"
+    GAVE_UP = "gave up"
+    SHED = "shed"
+    CLIENT_LEFT = "client left"
+
+
+LIFECYCLE: dict[State, dict[Event, State]] = {
+    State.QUEUED: {
+        Event.DISPATCHED: State.PREFILLING,
+        Event.GAVE_UP: State.FAILED,
+        Event.SHED: State.SHED,
+        Event.CLIENT_LEFT: State.LEFT,
+    },
+    State.PREFILLING: {
+        Event.FIRST_TOKEN: State.DECODING,
+        Event.ENDED: State.DONE,
+        Event.DISPATCH_FAILED: State.QUEUED,
+        Event.CLIENT_LEFT: State.LEFT,
+    },
+    State.DECODING: {
+        Event.ENDED: State.DONE,
+        Event.BROKE: State.FAILED,
+        Event.CLIENT_LEFT: State.LEFT,
+    },
+    State.DONE: {},
+    State.FAILED: {},
+    State.SHED: {},
+    State.LEFT: {},
+}
+"""Which event leads where. An event that a state does not name is a late echo and changes nothing."""

@@ -1,0 +1,47 @@
+"""What is known of one engine replica?"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """One engine replica behind one URL, as configured and detected."""
+
+    id: str
+    model: str
+    """The model's public name in Paceline."""
+    url: str
+    kind: str = "openai"
+    """vllm, llamacpp, openai (anything that speaks the API); more as adapters come."""
+    role: str = "both"
+    """both, prefill or decode."""
+    node: str = ""
+    cost_per_hour: float = 0.0
+    serves_as: str = ""
+    """The model's name at the engine, where it differs from `model`."""
+    prefill_budget: int = 0
+    """Tokens that a step may hold (chunked prefill), if told; 0: learn it."""
+
+
+class WorkerReport(msgspec.Struct, frozen=True):
+    """What an engine says of itself, whatever its dialect. None: it does not say.
+
+    All are gauges of the moment except the `_total` counters, which only grow.
+    """
+
+    healthy: bool
+    because: str = ""
+    """Why it is not healthy, for people."""
+    running: int | None = None
+    waiting: int | None = None
+    kv_used: float | None = None
+    """Share of the KV cache in use, 0 to 1."""
+    kv_capacity_tokens: int | None = None
+    block_size: int | None = None
+    preemptions_total: float | None = None
+    prefix_queries_total: float | None = None
+    prefix_hits_total: float | None = None
+    max_model_len: int | None = None
+    prefill_budget: int | None = None
+    """Tokens that a step may hold, where the engine tells."""

@@ -1,0 +1,1 @@
+async def detect(session, url, key): return None

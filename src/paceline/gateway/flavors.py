@@ -1,0 +1,60 @@
+"""How does each kind of answer show its first token, and its last events?
+
+Only bytes are looked at: within a JSON string a quote is always escaped, so a pattern with bare
+quotes can match a key or a value, never what a user or a model wrote.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+
+class Flavor(msgspec.Struct, frozen=True, gc=False):
+    """Marks in the event stream of one endpoint."""
+
+    first: re.Pattern[bytes]
+    """Found in the first event that carries output; role and set-up events lack it."""
+    last: bytes
+    """Found in the event that carries the usage, after the last token."""
+    openai_usage: bool = False
+    """The usage comes in an event of its own, on request: asked for always, stripped if unasked."""
+
+
+ANY = re.compile(b"")
+CHAT = re.compile(
+    rb'"(?:content|reasoning|reasoning_content|refusal|text)"\s*:\s*"(?!")'
+    rb'|"(?:tool_calls|function_call)"\s*:\s*[\[{]\s*["{]'
+)
+OPENAI = Flavor(CHAT, b'"choices":[]', openai_usage=True)
+
+FLAVORS = {
+    "/v1/chat/completions": OPENAI,
+    "/v1/completions": OPENAI,
+    "/v1/responses": Flavor(re.compile(rb'\.delta"'), b'"response.completed"'),
+    "/v1/messages": Flavor(re.compile(b"content_block_delta"), b'"message_delta"'),
+}
+OTHER = Flavor(ANY, b"\ndata: [DONE]")
+
+PROMPT_TOKENS = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
+OUTPUT_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d+)')
+CACHED_TOKENS = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d+)')
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Token counts as the engine gave them."""
+
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+def usage(tail: bytes) -> Usage:
+    """The counts in the last part of an answer, whatever its dialect."""
+
+    def last(pattern: re.Pattern[bytes]) -> int | None:
+        found = pattern.findall(tail)
+        return int(found[-1]) if found else None
+
+    return Usage(last(PROMPT_TOKENS), last(OUTPUT_TOKENS), last(CACHED_TOKENS))

@@ -1,0 +1,97 @@
+"""What does a request ask for, and what does its engine get to read?"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import xxhash
+from msgspec import UNSET, Raw, UnsetType
+
+from paceline.domain.errors import InvalidRequest
+from paceline.domain.request import BLOCK_BYTES
+
+MAX_BLOCKS = 1024
+"""Longest prefix that is told apart: 256 KB of text."""
+IMAGE_BYTES = 3000
+"""What an inlined image counts for as prompt text, about 750 tokens."""
+INLINE_DATA = re.compile(rb"data:[\w.+-]+/[\w.+-]+;base64,[A-Za-z0-9+/=]+")
+MULTIPART_MODEL = re.compile(rb'name="model"\r\n\r\n([^\r\n]{1,256})\r\n')
+
+
+class Body(msgspec.Struct):
+    """The fields of any `/v1/*` JSON body that Paceline reads; all others pass unseen."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | UnsetType | None = UNSET
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    service_tier: str | UnsetType | None = UNSET
+    tools: Raw = Raw(b"")
+    system: Raw = Raw(b"")
+    instructions: Raw = Raw(b"")
+    messages: Raw = Raw(b"")
+    prompt: Raw = Raw(b"")
+    input: Raw = Raw(b"")
+
+
+_decode = msgspec.json.Decoder(Body).decode
+
+
+def read(body: bytes) -> Body:
+    """The body's fields. Raises InvalidRequest with msgspec's sentence and place."""
+    try:
+        return _decode(body)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"the body is not a valid JSON request: {error}") from None
+
+
+def prompt_text(body: Body) -> bytes:
+    """The prompt in the order in which chat templates render it, as raw JSON: it names prefixes."""
+    return b"".join(
+        bytes(part)
+        for part in (
+            body.tools,
+            body.system,
+            body.instructions,
+            body.messages,
+            body.prompt,
+            body.input,
+        )
+    )
+
+
+def prompt_size(text: bytes) -> tuple[int, int | None]:
+    """Length of the prompt in bytes of JSON, and in tokens where it consists of token ids."""
+    if text[:1] == b"[" and text[1:2].isdigit():
+        return len(text), text.count(b",") + 1
+    if b";base64," in text:
+        text, images = INLINE_DATA.subn(b"", text)
+        return len(text) + images * IMAGE_BYTES, None
+    return len(text), None
+
+
+def prefix_blocks(text: bytes) -> tuple[int, ...]:
+    """Hash chain over whole blocks of the prompt: equal numbers mean equal text up to there."""
+    digest, blocks = 0, []
+    for start in range(0, min(len(text) - BLOCK_BYTES, MAX_BLOCKS * BLOCK_BYTES) + 1, BLOCK_BYTES):
+        digest = xxhash.xxh3_64_intdigest(text[start : start + BLOCK_BYTES], digest)
+        blocks.append(digest)
+    return tuple(blocks)
+
+
+def multipart_model(body: bytes) -> str | None:
+    """The `model` field of a multipart form, as audio uploads carry it."""
+    found = MULTIPART_MODEL.search(body)
+    return found[1].decode("utf-8", "replace") if found else None
+
+
+def with_fields(body: bytes, present: bool, fields: dict[str, Any]) -> bytes:
+    """The JSON object `body` with `fields` set; `present`: one of them may be in it already."""
+    if present:
+        return msgspec.json.encode(msgspec.json.decode(body) | fields)
+    start = body.index(b"{") + 1
+    return body[:start] + msgspec.json.encode(fields)[1:-1] + b"," + body[start:]

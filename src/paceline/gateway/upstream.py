@@ -1,0 +1,97 @@
+"""How do bytes travel between the gateway and an engine?"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Protocol, cast
+
+
+class Reader(Protocol):
+    """Who reads the answer that comes over a connection."""
+
+    def on_bytes(self, data: bytes) -> None: ...
+    def on_closed(self, because: str) -> None: ...
+
+
+class EngineConnection(asyncio.Protocol):
+    """One connection to an engine: kept alive, and carrying one request at a time."""
+
+    __slots__ = ("_closed", "_on_idle_close", "_out", "_transport", "carried", "reader")
+
+    def __init__(self, on_idle_close: Callable[[EngineConnection], None]) -> None:
+        self._on_idle_close = on_idle_close
+        self._transport: asyncio.Transport | None = None
+        self._closed = False
+        self._out = b""
+        self.reader: Reader | None = None
+        self.carried = 0
+        """Requests so far. After the first, an early close may be the keep-alive's end."""
+
+    async def connect(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+        """Connect; trouble goes to the reader."""
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: self, host, port, ssl=tls)
+        except OSError as error:
+            self._lost(f"cannot connect: {error}")
+
+    @property
+    def connecting(self) -> bool:
+        return self._transport is None
+
+    def start(self, reader: Reader, request: bytes) -> None:
+        """Send a request; its answer goes to `reader`."""
+        self.carried += 1
+        self.reader = reader
+        if self._transport is None:
+            self._out = request
+        else:
+            self._transport.write(request)
+
+    def pause(self) -> None:
+        """Read no more for now: TCP slows the engine down."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def close(self) -> None:
+        """Close at once. The engine sees it and frees the request's slot."""
+        self._closed = True
+        self.reader = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # The transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = wire = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        if self._closed:
+            wire.abort()
+        else:
+            wire.write(self._out)
+            self._out = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self.reader is not None:
+            self.reader.on_bytes(data)
+        else:
+            self.close()  # nobody asked
+            self._on_idle_close(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(f"connection lost: {exc}" if exc else "the engine closed the connection")
+
+    def _lost(self, because: str) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        reader, self.reader = self.reader, None
+        if reader is not None:
+            reader.on_closed(because)
+        else:
+            self._on_idle_close(self)

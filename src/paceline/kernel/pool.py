@@ -1,0 +1,110 @@
+"""The workers of one model: which may be chosen, and what is learned across them?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+
+import msgspec
+
+from paceline.domain.request import BLOCK_BYTES, Request
+from paceline.domain.worker import Worker
+from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
+from paceline.kernel.worker import WorkerState
+from paceline.policy.lengths import OutputLengths, TokensPerByte
+from paceline.policy.steptime import pool_prior
+from paceline.policy.view import Ask, FleetView
+
+IDLE_REFRESH_S = 1.0
+
+
+class Pool:
+    """One model's workers, side by side in a view that is kept up to date lazily."""
+
+    def __init__(self, margin: float = 0.0) -> None:
+        self._margin = margin
+        self.workers: dict[str, WorkerState] = {}
+        self.view = FleetView()
+        self.prefixes = PrefixIndex()
+        self.lengths = OutputLengths()
+        self.tokens_per_byte = TokensPerByte()
+        self._by_place: list[WorkerState] = []
+        self._free: list[int] = []
+        self._changed: set[int] = set()
+
+    def add(self, worker: Worker) -> WorkerState:
+        """A worker joins. It starts from what its like have been seen to do."""
+        known = [w.timing.model() for w in self.workers.values() if w.timing.samples]
+        place = self._free.pop() if self._free else self.view.add()
+        self.view.ids[place] = worker.id
+        state = WorkerState(worker, place, pool_prior(known) if known else None)
+        self.workers[worker.id] = state
+        self._by_place[place:] = [state, *self._by_place[place + 1 :]]
+        self.prefixes.add(place)
+        self._changed.add(place)
+        return state
+
+    def remove(self, state: WorkerState) -> None:
+        """A worker has left for good; its place may be taken by another."""
+        if self.workers.pop(state.worker.id, None) is not None:
+            self.prefixes.remove(state.place)
+            self._free.append(state.place)
+
+    def touch(self, state: WorkerState) -> None:
+        """A worker's state has changed."""
+        self._changed.add(state.place)
+
+    def usable(self, now: float, avoid: Iterable[str] = ()) -> list[int]:
+        """Places that may get new work; those to `avoid` only if there are no others."""
+        usable = [w for w in self._by_place if w.usable(now)]
+        barred = set(avoid)
+        fresh = [w.place for w in usable if w.worker.id not in barred]
+        return fresh or [w.place for w in usable]
+
+    def refresh(self, now: float) -> FleetView:
+        """The view as of now."""
+        for place in sorted(self._changed):
+            self.view.write(place, self._by_place[place].row(now))
+        self._changed.clear()
+        return self.view
+
+    def ask(self, request: Request, waited_s: float, now: float) -> Ask:
+        """What a policy needs to know of a request."""
+        prompt = self.prompt_tokens(request)
+        held = self.prefixes.depths(request.blocks)
+        per_block = prompt * BLOCK_BYTES / max(request.prompt_bytes, 1)
+        promise = request.promise
+        if waited_s and promise.ttft_s < inf:
+            promise = msgspec.structs.replace(promise, ttft_s=max(promise.ttft_s - waited_s, 0.0))
+        return Ask(
+            promise=promise,
+            margin=self._margin,
+            weight=request.weight,
+            prompt_tokens=prompt,
+            output_tokens=self.lengths.quantile(
+                request.model, request.tenant, 0.6, max_tokens=request.max_tokens
+            ),
+            cached={
+                place: min(depth * per_block, prompt - 1) * self._by_place[place].trust
+                for place, depth in held.items()
+            },
+            blocks_held=held,
+            blocks=len(request.blocks),
+            seed=request.seed,
+            now=now,
+        )
+
+    def prompt_tokens(self, request: Request) -> float:
+        """Tokens of the prompt: told, or as many as such text has had."""
+        if request.prompt_tokens is not None:
+            return float(request.prompt_tokens)
+        return max(1.0, self.tokens_per_byte.tokens(request.model, request.prompt_bytes))
+
+    def sized(self, state: WorkerState) -> None:
+        """A report came: the engine's cache is as large as it says."""
+        report = state.report
+        if report is not None and report.kv_capacity_tokens:
+            per_block = max(self.tokens_per_byte.tokens(state.worker.model, BLOCK_BYTES), 1.0)
+            self.prefixes.add(state.place, int(report.kv_capacity_tokens / per_block) + 1)
+        else:
+            self.prefixes.add(state.place, DEFAULT_BLOCKS)

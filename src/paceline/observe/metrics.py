@@ -1,0 +1,178 @@
+"""Which numbers does Prometheus get?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from paceline.domain.outcome import Outcome
+from paceline.kernel import Kernel
+from paceline.kernel.worker import WorkerState
+
+SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+ITL_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
+LABELS = ("model", "tier", "worker")
+
+GapCounts = Mapping[tuple[str, str, str], Sequence[int]]
+"""ITL histograms by (model, tier, worker), as the relay counts them."""
+
+
+class Metrics:
+    """All of Paceline's metrics, in one registry of their own."""
+
+    def __init__(self, kernel: Kernel, gaps: GapCounts, bounds: Sequence[float]) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "paceline_requests",
+            "Requests that are over.",
+            ("model", "tier", "worker", "tenant", "status"),
+            registry=registry,
+        )
+        self._kept = Counter(
+            "paceline_promises_kept", "Requests whose promise was kept.", LABELS, registry=registry
+        )
+        self._retries = Counter(
+            "paceline_retries", "Dispatches after the first one.", ("model",), registry=registry
+        )
+        self._tokens = Counter(
+            "paceline_tokens",
+            "Tokens, by direction: prompt, cached (of the prompt), output.",
+            ("model", "tier", "worker", "direction"),
+            registry=registry,
+        )
+
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(name, text, LABELS, buckets=buckets, registry=registry)
+
+        self._queue = histogram(
+            "paceline_queue_seconds", "From arrival until sent to the worker.", SECONDS
+        )
+        self._ttft = histogram(
+            "paceline_time_to_first_token_seconds", "From arrival to the first token.", SECONDS
+        )
+        self._itl = histogram(
+            "paceline_request_inter_token_latency_seconds",
+            "A request's mean gap between tokens.",
+            ITL_SECONDS,
+        )
+        self._stall = histogram(
+            "paceline_worst_stall_seconds", "A request's worst gap between tokens.", SECONDS
+        )
+        registry.register(_Fleet(kernel, gaps, bounds))
+
+    def closed(self, outcome: Outcome) -> None:
+        """A request is over."""
+        request = outcome.request
+        labels = (request.model, request.tier, outcome.worker)
+        self._requests.labels(*labels, request.tenant, str(outcome.status)).inc()
+        if outcome.attempts > 1:
+            self._retries.labels(request.model).inc(outcome.attempts - 1)
+        if outcome.status >= 400 or outcome.error:
+            return
+        if outcome.kept:
+            self._kept.labels(*labels).inc()
+        self._queue.labels(*labels).observe(outcome.queued_s)
+        for direction, count in (
+            ("prompt", outcome.prompt_tokens),
+            ("cached", outcome.cached_tokens),
+            ("output", outcome.output_tokens),
+        ):
+            if count:
+                self._tokens.labels(*labels, direction).inc(count)
+        if request.streaming:
+            self._ttft.labels(*labels).observe(outcome.ttft_s)
+            if outcome.itl_s:
+                self._itl.labels(*labels).observe(outcome.itl_s)
+                self._stall.labels(*labels).observe(outcome.stall_s)
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self._registry)
+
+
+class _Fleet(Collector):
+    """What the kernel knows of its workers, read when asked."""
+
+    def __init__(self, kernel: Kernel, gaps: GapCounts, bounds: Sequence[float]) -> None:
+        self._kernel = kernel
+        self._gaps = gaps
+        self._bounds = bounds
+
+    def collect(self) -> Iterator[Metric]:
+        workers = list(self._kernel.workers.values())
+        for name, text, value in GAUGES:
+            family = GaugeMetricFamily(f"paceline_worker_{name}", text, labels=("model", "worker"))
+            for state in workers:
+                family.add_metric((state.worker.model, state.worker.id), value(state))
+            yield family
+        yield self._per_gap()
+        held = GaugeMetricFamily("paceline_held_requests", "Requests waiting.", labels=("model",))
+        for model, count in self._kernel.held().items():
+            held.add_metric((model,), count)
+        yield held
+
+    def _per_gap(self) -> Metric:
+        family = HistogramMetricFamily(
+            "paceline_inter_token_latency_seconds", "Each gap between two tokens.", labels=LABELS
+        )
+        for labels, counts in self._gaps.items():
+            buckets, total = _cumulative(self._bounds, counts)
+            family.add_metric(labels, buckets, sum_value=None)
+            assert total >= 0
+        return family
+
+
+def _cumulative(
+    bounds: Iterable[float], counts: Sequence[int]
+) -> tuple[list[tuple[str, float]], int]:
+    total, buckets = 0, []
+    for bound, count in zip([*bounds, None], counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound is None else f"{bound:.6g}", float(total)))
+    return buckets, total
+
+
+GAUGES: tuple[tuple[str, str, Callable[[WorkerState], float]], ...] = (
+    ("healthy", "1 if the engine answers.", lambda w: float(bool(w.report and w.report.healthy))),
+    ("streams", "Streams decoding, as sent from here.", lambda w: w.ledger.streams),
+    (
+        "arriving",
+        "Requests sent whose first token has not come.",
+        lambda w: len(w.ledger.entries) - w.ledger.streams,
+    ),
+    ("uncached_tokens_ahead", "Prompt tokens not yet prefilled.", lambda w: w.ledger.ahead),
+    ("context_tokens", "Context of the decoding streams.", lambda w: w.ledger.kv),
+    ("slowdown", "Observed over learned step time.", lambda w: w.timing.slowdown),
+    ("step_samples", "Steps learned from.", lambda w: w.timing.samples),
+    (
+        "ttft_prediction_error",
+        "Running mean of |log(outcome / predicted)| of TTFT.",
+        lambda w: w.ttft.error,
+    ),
+    ("ttft_prediction_bias", "Its signed mean: above 0 is later.", lambda w: w.ttft.bias),
+    (
+        "itl_prediction_error",
+        "Running mean of |log(outcome / predicted)| of ITL.",
+        lambda w: w.itl.error,
+    ),
+    ("itl_prediction_bias", "Its signed mean: above 0 is slower.", lambda w: w.itl.bias),
+    (
+        "kv_used_ratio",
+        "KV cache in use, as the engine says.",
+        lambda w: (w.report.kv_used or 0.0) if w.report else 0.0,
+    ),
+    (
+        "engine_waiting",
+        "Requests waiting in the engine, as it says.",
+        lambda w: (w.report.waiting or 0.0) if w.report else 0.0,
+    ),
+    (
+        "preemptions_total",
+        "Preemptions, as the engine says.",
+        lambda w: (w.report.preemptions_total or 0.0) if w.report else 0.0,
+    ),
+)
+"""Gauges of each worker: name, text, value."""

@@ -1,0 +1,116 @@
+"""How long will an answer be, and how many tokens has a prompt?
+
+Answers are unlike each other but tenants are like themselves: quantiles of the output length are
+kept for each model and tenant, leaning on the model's own while a tenant is new, and on a broad
+guess while the model is. What a stream has already produced is the best news of all: only answers
+at least as long still count.
+"""
+
+from __future__ import annotations
+
+from math import inf, log2
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS_PER_OCTAVE = 4
+LONGEST = 2**17
+"""Tokens; what is longer counts as this."""
+EDGES = 2.0 ** (np.arange(int(log2(LONGEST)) * BINS_PER_OCTAVE + 2) / BINS_PER_OCTAVE)
+"""Bounds of the bins: bin i holds lengths in [EDGES[i], EDGES[i + 1])."""
+BINS = len(EDGES) - 1
+
+KEPT = 0.995
+"""What is left of an old answer's weight with each new one: some 200 answers are remembered."""
+PRIOR_ANSWERS = 8.0
+"""Answers of its own after which a tenant counts as much as its model, a model as the guess."""
+MOST_KEYS = 4096
+"""Pairs of model and tenant remembered; the one unheard of for longest is forgotten first."""
+
+Histogram = NDArray[np.float64]
+
+
+def _guess() -> Histogram:
+    """Before any data: log-normal around 256 tokens, two thirds of it within a factor of four."""
+    middle = np.sqrt(EDGES[1:] * EDGES[:-1])
+    weight = np.exp(-0.5 * (np.log2(middle / 256.0) / 2.0) ** 2)
+    share: Histogram = weight / weight.sum()
+    return share
+
+
+class OutputLengths:
+    """Learned distributions of output tokens."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], Histogram] = {}
+        """By (model, tenant), least recently learned first; tenant "" is the whole model."""
+        self._guess = _guess()
+
+    def learn(self, model: str, tenant: str, output_tokens: int) -> None:
+        """An answer ended by itself or at its limit after so many tokens."""
+        place = min(int(log2(max(output_tokens, 1)) * BINS_PER_OCTAVE + 1e-9), BINS - 1)
+        for key in {(model, tenant): 0, (model, ""): 0}:
+            counts = self._counts.pop(key, None)
+            if counts is None:
+                counts = np.zeros(BINS)
+                if len(self._counts) >= MOST_KEYS:
+                    del self._counts[next(iter(self._counts))]
+            counts *= KEPT
+            counts[place] += 1.0
+            self._counts[key] = counts
+
+    def quantile(
+        self,
+        model: str,
+        tenant: str,
+        share: float,
+        produced: int = 0,
+        max_tokens: int | None = None,
+    ) -> float:
+        """Output tokens that `share` of the answers longer than `produced` do not exceed."""
+        limit = inf if max_tokens is None else float(max_tokens)
+        if produced >= limit:
+            return limit
+        begin = max(float(produced), EDGES[0])
+        if begin >= EDGES[-1]:
+            return min(float(produced) + 1.0, limit)
+        here = int(np.searchsorted(EDGES, begin, side="right")) - 1
+        mass = self._distribution(model, tenant)[here:].copy()
+        mass[0] *= (EDGES[here + 1] - begin) / (EDGES[here + 1] - EDGES[here])
+        upto = np.concatenate(([0.0], np.cumsum(mass)))
+        edges = np.concatenate(([begin], EDGES[here + 1 :]))
+        return min(float(np.interp(share * upto[-1], upto, edges)), limit)
+
+    def _distribution(self, model: str, tenant: str) -> Histogram:
+        """Counts of the tenant upon those of the model upon the guess."""
+        shape = self._guess
+        for key in ((model, ""), (model, tenant)):
+            counts = self._counts.get(key)
+            if counts is not None:
+                blend = counts + PRIOR_ANSWERS * shape
+                shape = blend / blend.sum()
+        return shape
+
+
+class TokensPerByte:
+    """Tokens in a byte of prompt JSON, for each model: its tokenizer and the users' language."""
+
+    FIRST_GUESS = 0.25
+    WEIGHT_BYTES = 4096.0
+    """Weight of the guess."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}
+        """Model → (tokens, bytes), fading."""
+
+    def learn(self, model: str, prompt_bytes: int, prompt_tokens: int) -> None:
+        """A prompt of so many bytes had so many tokens, says its engine."""
+        tokens, size = self._seen.get(
+            model, (self.FIRST_GUESS * self.WEIGHT_BYTES, self.WEIGHT_BYTES)
+        )
+        self._seen[model] = (KEPT * tokens + prompt_tokens, KEPT * size + prompt_bytes)
+
+    def tokens(self, model: str, prompt_bytes: int) -> float:
+        """Expected prompt tokens."""
+        tokens, size = self._seen.get(model, (self.FIRST_GUESS, 1.0))
+        return prompt_bytes * tokens / size

@@ -1,0 +1,437 @@
+"""How long will a worker's next step take?
+
+One step is one forward pass of the engine's continuous batch. Its time is modelled as
+
+    seconds = slowdown · (base + Σ slope_i·segment_i(streams + prefill) + kv_s·kv + q_s·q)
+
+with every coefficient ≥ 0, so that more work never takes less time. The token term is piecewise
+linear because mixture-of-experts models are concave in the batch (each token wakes new experts)
+where dense ones are flat and then linear (bound by memory, then by compute); `kv` is what attention
+reads for the decoding streams and `q` what it computes for the prompts.
+
+Two things are learned at two speeds, and must not be mistaken for each other:
+
+- The coefficients say what a load costs. They are refitted by nonnegative least squares on a
+  buffer stratified by load: nearly all steps are decode-only, so whatever forgets by age alone
+  (recursive least squares, EWMA) forgets what a prefill costs.
+- The gain says how fast the worker is just now. It moves within a few steps.
+
+A residual at a load that the buffer knows speaks of the worker: it moves the gain. At a load seen
+fewer than `KNOWN` times it speaks of the model: the gain holds still and the sample is learned.
+While the gain is small (`DISTURBED`), samples are kept as they are, so that the coefficients learn
+what the gain made up for. While it is large, the worker is disturbed, and samples are kept divided
+by it. What lasts is no disturbance: the slow average of the gain moves into the common scale of
+coefficients and samples, which changes no prediction, and the gain means "just now" again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import exp, inf, log
+from operator import mul
+from typing import Any, Self, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Q = TypeVar("Q", float, Array)
+"""A quantity of one worker, or of each of many."""
+Bin = tuple[int, int]
+
+KNOTS = (0, 8, 32, 128, 256, 512, 1024, 2048)
+"""Tokens of a step between which its time is linear; beyond the last the last slope goes on."""
+SEGMENTS = tuple(
+    (float(low), float(high - low) if high < KNOTS[-1] else inf) for low, high in pairwise(KNOTS)
+)
+"""Start and width of each linear piece."""
+
+ROOFLINE = (8e-3, *[1e-5] * 3, *[1.5e-5] * 4, 4e-8, 8e-10)
+"""Coefficients to start from: an 8B model on a data-centre GPU. Only their proportions matter
+once the first step is seen."""
+
+BIN_SAMPLES = 24
+KNOWN = 4
+"""Samples of a load's bin from which on a residual there is blamed on the worker, not the model.
+Until then each sample is fitted at once."""
+MAX_BINS = 64
+FULL_BIN_STRIDE = 8
+"""A full bin takes every so-manyth sample, so that it spans more than one moment."""
+REFIT_EVERY = 64
+"""Samples between refits once the first ones (after 1, 2, 4, … samples) are done."""
+PRIOR_SAMPLES = 0.2
+"""Weight of the prior, in samples at `TYPICAL` features."""
+TYPICAL = np.array([1.0, 8, 24, 96, 128, 256, 512, 1024, 50_000, 1_000_000])
+
+REFERENCE = np.array(
+    [1.0, *np.clip(544.0 - np.array(KNOTS[:-1]), 0, np.diff(KNOTS)), 32_000.0, 131_072.0]
+)
+"""Features of a typical step with prefill (32 streams of 1,000 tokens, a prompt of 512)."""
+
+QUANTILES, NORMAL = (0.5, 0.9, 0.99), (0.0, 1.28, 2.33)
+"""The quantiles that are tracked, and where those of a normal distribution lie, in sigmas."""
+LEAST_S = 1e-6
+"""No step is free."""
+CLIP = 0.25
+"""A log residual moves the gain as if it were no larger, lest a hiccup look like a slowdown..."""
+SURPRISES = 3
+"""...unless so many in a row point the same way: then the gain follows at once."""
+DISTURBED = 0.15
+"""Log gain above which the worker, not the model, is taken to be off."""
+PERSISTENT_S = 20.0
+"""Half-life in busy seconds after which a gain is no longer called temporary."""
+
+
+class Load(msgspec.Struct, frozen=True, gc=False):
+    """One step's work."""
+
+    streams: float
+    """Streams decoding, one token each."""
+    prefill: float = 0.0
+    """Prompt tokens prefilled."""
+    kv: float = 0.0
+    """Tokens of context of the decoding streams."""
+    q: float = 0.0
+    """Attention work of the prefill: Σ p·(context + p/2), token pairs."""
+
+
+def dot(theta: Sequence[float], row: Sequence[float]) -> float:
+    total: float = sum(map(mul, theta, row))
+    return total
+
+
+def features(streams: float, prefill: float, kv: float, q: float) -> list[float]:
+    """What the coefficients multiply: [1, tokens in each segment, kv, q]."""
+    tokens = streams + prefill
+    row = [1.0]
+    row += [min(max(tokens - low, 0.0), width) for low, width in SEGMENTS]
+    row += (kv, q)
+    return row
+
+
+class StepModel(msgspec.Struct, frozen=True):
+    """What was learned of one worker, as it stood at one moment."""
+
+    theta: tuple[float, ...] = ROOFLINE
+    """Seconds per feature: base, one slope a segment, kv, q."""
+    slowdown: float = 1.0
+    """Observed over expected step time just now."""
+    spread: float = 0.1
+    """Robust standard deviation of log(observed / expected)."""
+    p50: float = 1.0
+    p90: float = 1.15
+    p99: float = 1.5
+    """Quantiles of observed / expected."""
+    samples: int = 0
+
+    def expected_s(self, load: Load) -> float:
+        """Median expectation of one step's seconds."""
+        return self.step_s(load.streams, load.prefill, load.kv, load.q)
+
+    def step_s(
+        self, streams: float, prefill: float = 0.0, kv: float = 0.0, q: float = 0.0
+    ) -> float:
+        """`expected_s` of a load given by its parts."""
+        return self.slowdown * dot(self.theta, features(streams, prefill, kv, q))
+
+    @property
+    def knot_s(self) -> tuple[float, ...]:
+        """Seconds at each of `KNOTS` tokens without context, at normal speed."""
+        return tuple(dot(self.theta, features(n, 0.0, 0.0, 0.0)) for n in KNOTS)
+
+
+class StepModels:
+    """Many workers' models side by side, for a router that asks all of them at once."""
+
+    def __init__(self, models: Sequence[StepModel]) -> None:
+        self.slowdown: Array = np.array([m.slowdown for m in models])
+        self.p99: Array = np.array([m.p99 for m in models])
+        theta = np.array([m.theta for m in models]).reshape(-1, len(TYPICAL))
+        theta *= self.slowdown[:, None]
+        self._base, self._kv_s, self._q_s = theta[:, 0], theta[:, -2], theta[:, -1]
+        self._slopes = theta[:, 1:-2].T.copy()
+        self._low, self._width = np.array(SEGMENTS).T[:, :, None]
+
+    def step_s(
+        self,
+        streams: Array | float,
+        prefill: Array | float = 0.0,
+        kv: Array | float = 0.0,
+        q: Array | float = 0.0,
+    ) -> Array:
+        """`StepModel.step_s` of every worker; a plain number is the same for all."""
+        segments = np.minimum(np.maximum(streams + prefill - self._low, 0.0), self._width)
+        by_tokens: Array = (self._slopes * segments).sum(axis=0)
+        return self._base + by_tokens + self._kv_s * kv + self._q_s * q
+
+
+def stretch(expected_s: Q, gap_s: Q | float, p99: Q | float) -> Q:
+    """Factor by which steps are slower than expected, given that no chunk has come for `gap_s`.
+
+    Up to the 99th percentile an open gap is no news. Beyond it the step will last at least as long
+    as it already has, and those after it are expected to be like it (DESIGN, "Slowdown").
+    """
+    factor: Q = np.maximum(1.0, gap_s / (p99 * expected_s))
+    return factor
+
+
+def pool_prior(models: Iterable[StepModel]) -> tuple[float, ...]:
+    """What a new worker may expect to be like, from the workers of its kind.
+
+    Coefficients trade off against each other, so whole shapes are averaged, weighted by samples;
+    the scale is the median worker's, so that one slow machine does not speak for the others.
+    """
+    known = [(m.theta, m.samples) for m in models if m.samples > 0]
+    if not known:
+        return ROOFLINE
+    theta = np.array([t for t, _ in known])
+    scale = theta @ REFERENCE
+    weights = np.minimum([n for _, n in known], 1000) / scale
+    shape = weights @ theta
+    return tuple((shape * (np.median(scale) / (shape @ REFERENCE))).tolist())
+
+
+class StepTimeEstimator:
+    """Learns one worker's step times from what it is seen to do.
+
+    `observe` takes some 10 µs a step, and every so often refits, which takes less than 1 ms.
+    """
+
+    def __init__(self, prior: Sequence[float] = ROOFLINE) -> None:
+        self._prior: Array = np.array(prior, dtype=float)
+        self._theta = [float(c) for c in prior]
+        self._scale = 1.0
+        """Seconds of the worker per second of `_theta` and of the buffer."""
+        self._gain = 0.0
+        self._slow_gain = 0.0
+        self._streak = 0
+        """Residuals in a row beyond the usual, counted with their sign."""
+        self._buffer = _Buffer()
+        self._samples = 0
+        self._refit_at = 1
+        self._spread = 0.1
+        self._tail = list(NORMAL)
+        """Running `QUANTILES` of log(observed / expected), in units of the spread."""
+
+    @property
+    def slowdown(self) -> float:
+        """Observed over expected step time just now; 1 is the worker's normal speed."""
+        return exp(self._gain)
+
+    @property
+    def samples(self) -> int:
+        return self._samples
+
+    def expected_s(self, load: Load) -> float:
+        """Median expectation of one step's seconds."""
+        row = features(load.streams, load.prefill, load.kv, load.q)
+        return self._scale * exp(self._gain) * dot(self._theta, row)
+
+    def model(self) -> StepModel:
+        """A snapshot to decide with."""
+        return StepModel(
+            theta=tuple(c * self._scale for c in self._theta),
+            slowdown=exp(self._gain),
+            spread=self._spread,
+            p50=exp(self._tail[0] * self._spread),
+            p90=exp(self._tail[1] * self._spread),
+            p99=exp(self._tail[2] * self._spread),
+            samples=self._samples,
+        )
+
+    def observe(self, load: Load, seconds: float) -> None:
+        """One step took so long."""
+        row = features(load.streams, load.prefill, load.kv, load.q)
+        self._learn(row, seconds, 1.0)
+
+    def observe_window(self, steps: Sequence[tuple[Load, float]], seconds: float) -> None:
+        """So many steps of these loads took so long together."""
+        count = sum(times for _, times in steps)
+        if count <= 0:
+            return
+        row = [0.0] * len(TYPICAL)
+        for load, times in steps:
+            share = times / count
+            for i, x in enumerate(features(load.streams, load.prefill, load.kv, load.q)):
+                row[i] += share * x
+        self._learn(row, seconds / count, count)
+
+    def _learn(self, row: list[float], seconds: float, steps: float) -> None:
+        """Of `steps` steps of mean features `row` each took `seconds` on average."""
+        if not 0.0 < seconds < inf:
+            return
+        modelled_s = self._scale * dot(self._theta, row)
+        residual = log(seconds / modelled_s)
+        key = bin_of(row)
+        known = self._buffer.seen(key) >= KNOWN
+        if known:
+            if steps == 1:
+                self._widen(residual - self._gain)
+            self._follow(residual, modelled_s * steps)
+        disturbance = self._gain if abs(self._gain) > DISTURBED else 0.0
+        self._buffer.keep(key, row, seconds / (self._scale * exp(disturbance)))
+        self._samples += 1
+        if not known or self._samples >= self._refit_at:
+            self._refit(row)
+
+    def _follow(self, residual: float, busy_s: float) -> None:
+        """Move the gain towards `log(observed / modelled)`, seen over so much time."""
+        error = residual - self._gain
+        if abs(error) > max(3.0 * self._spread, DISTURBED):
+            direction = 1 if error > 0 else -1
+            self._streak = self._streak + direction if self._streak * direction > 0 else direction
+        else:
+            self._streak = 0
+        if abs(self._streak) >= SURPRISES:
+            self._gain += 0.5 * error
+        else:
+            rate = min(max(1.0 - 0.5**busy_s, 0.05), 0.3)
+            self._gain += rate * min(max(error, -CLIP), CLIP)
+        self._slow_gain += (1.0 - 0.5 ** (busy_s / PERSISTENT_S)) * (self._gain - self._slow_gain)
+        if abs(self._slow_gain) > DISTURBED:
+            self._scale *= exp(self._slow_gain)
+            self._gain -= self._slow_gain
+            self._slow_gain = 0.0
+
+    def _widen(self, error: float) -> None:
+        """Track spread and quantiles of log(observed / expected), predicted before it was learned.
+
+        A quantile p moves up by p or down by 1 − p and rests where the two balance; a normal
+        variable's mean absolute error is 0.8 sigma.
+        """
+        for i, p in enumerate(QUANTILES):
+            self._tail[i] += 0.05 * (p if error > self._tail[i] * self._spread else p - 1.0)
+        capped = min(abs(error), 3.0 * self._spread + 0.02)
+        self._spread += 0.02 * (1.25 * capped - self._spread)
+
+    def _refit(self, row: list[float]) -> None:
+        """Fit the coefficients anew; keep what the gain says only where the fit doesn't say it."""
+        before = dot(self._theta, row)
+        self._theta = fit(self._buffer.rows, self._buffer.seconds, self._prior).tolist()
+        rest = self._gain + log(before / dot(self._theta, row))
+        if abs(rest) < abs(self._gain):
+            self._gain = rest
+        self._refit_at = self._samples + min(self._samples, REFIT_EVERY)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The learned model as plain values, for export."""
+        built: dict[str, Any] = msgspec.to_builtins(self.model())
+        return built
+
+    @classmethod
+    def from_dict(cls, exported: dict[str, Any]) -> Self:
+        """An estimator that starts from an exported model, and trusts it as a prior."""
+        model = msgspec.convert(exported, StepModel)
+        estimator = cls(model.theta)
+        estimator._spread = model.spread
+        estimator._tail = [
+            log(p) / max(model.spread, 1e-6) for p in (model.p50, model.p90, model.p99)
+        ]
+        return estimator
+
+
+def bin_of(row: list[float]) -> Bin:
+    """Loads that are alike: the same segment of tokens, context within a factor of two."""
+    return bisect_right(KNOTS, sum(row[1:-2])), int(row[-2]).bit_length()
+
+
+class _Buffer:
+    """Samples kept by load, so that the common ones never push out the rare ones."""
+
+    def __init__(self) -> None:
+        self._slots: dict[Bin, int] = {}
+        """Load bin → its place in the arrays; least recently used first."""
+        self._visits: list[int] = []
+        self.rows: Array = np.zeros((0, BIN_SAMPLES, len(TYPICAL)))
+        self.seconds: Array = np.zeros((0, BIN_SAMPLES))
+
+    def seen(self, key: Bin) -> int:
+        """Samples so far at loads of this bin."""
+        slot = self._slots.get(key)
+        return 0 if slot is None else self._visits[slot]
+
+    def keep(self, key: Bin, row: list[float], seconds: float) -> None:
+        slot = self._slots.pop(key, None)
+        if slot is None:
+            slot = self._new_slot()
+        self._slots[key] = slot
+        visit = self._visits[slot]
+        self._visits[slot] += 1
+        if visit >= BIN_SAMPLES:
+            visit, skip = divmod(visit, FULL_BIN_STRIDE)
+            if skip:
+                return
+        self.rows[slot, visit % BIN_SAMPLES] = row
+        self.seconds[slot, visit % BIN_SAMPLES] = seconds
+
+    def _new_slot(self) -> int:
+        if len(self._slots) < MAX_BINS:
+            self._visits.append(0)
+            if len(self._visits) > len(self.seconds):
+                self.rows = np.pad(self.rows, ((0, 8), (0, 0), (0, 0)))
+                self.seconds = np.pad(self.seconds, ((0, 8), (0, 0)))
+            return len(self._visits) - 1
+        slot = self._slots.pop(next(iter(self._slots)))
+        self._visits[slot] = 0
+        self.seconds[slot] = 0.0
+        return slot
+
+
+def fit(rows: Array, seconds: Array, prior: Array) -> Array:
+    """Coefficients ≥ 0 with the least relative error.
+
+    Samples come in bins: rows (bin, sample, feature), seconds (bin, sample), 0 for no sample. The
+    prior gives the proportions, the samples their scale. A sample far from what its own bin says is
+    weighted down and the fit done again (iteratively reweighted, as in Huber 1964), so that a
+    hiccup has no say but a rare load keeps its own. The prior's pull is relative too, so that a
+    prefill thirty times dearer than thought is believed soon.
+    """
+    used = seconds > 0
+    relative = rows / np.where(used, seconds, inf)[..., None]
+    scaled_prior = prior / np.median((relative @ prior)[used])
+    middle = np.arange(len(used)), np.maximum(used.sum(axis=1) - 1, 0) // 2
+    weights = used.astype(float)
+    theta = scaled_prior
+    for _ in range(4):
+        typical = np.maximum(theta, scaled_prior)
+        penalty = PRIOR_SAMPLES * (TYPICAL / (typical[0] + typical * TYPICAL)) ** 2
+        weighted = (relative * weights[..., None]).reshape(-1, len(prior))
+        gram = weighted.T @ relative.reshape(-1, len(prior))
+        gram[np.diag_indices_from(gram)] += penalty
+        theta = nonnegative(gram, weighted.sum(axis=0) + penalty * scaled_prior, theta)
+        theta[0] = max(theta[0], LEAST_S)
+        ratio = np.where(used, relative @ theta, 1.0)
+        of_bin = np.sort(np.where(used, ratio, inf), axis=1)[middle]
+        miss = np.abs(ratio / of_bin[:, None] - 1.0)
+        usual = max(3.0 * 1.48 * float(np.median(miss[used])), 0.05)
+        weights = used * np.minimum(1.0, usual / np.maximum(miss, usual)) ** 2
+    return theta
+
+
+def nonnegative(gram: Array, target: Array, start: Array) -> Array:
+    """x ≥ 0 minimising xᵀ·gram·x/2 − target·x: the active set of Lawson and Hanson (1974).
+
+    `start` ≥ 0 tells which are likely to be positive and saves most of the way.
+    """
+    unit = 1.0 / np.sqrt(np.diag(gram))
+    gram, target, x = gram * unit[:, None] * unit, target * unit, start / unit
+    free = x > 0
+    for _ in range(5 * len(target)):
+        aim = np.zeros_like(x)
+        aim[free] = np.linalg.solve(gram[free][:, free], target[free])
+        blocked = free & (aim <= 0)
+        if blocked.any():
+            part = (x[blocked] / (x[blocked] - aim[blocked])).min()
+            x += part * (aim - x)
+            free &= x > 1e-12 * x.max()
+            continue
+        x = aim
+        pull = np.where(free, 0.0, target - gram @ x)
+        best = int(pull.argmax())
+        if pull[best] <= 1e-10:
+            break
+        free[best] = True
+    return x * unit

@@ -1,0 +1,243 @@
+"""Which prompt tokens were prefilled in which step?
+
+A gateway sees steps end, when chunks arrive, and prompts end, when a first token arrives. An engine
+with chunked prefill serves prompts in order and fills each step up to a token budget, decodes
+first. So a prompt whose first token came with a step was prefilled in the last few steps up to it,
+as few as have room for it: first tokens are booked backwards.
+
+A step is settled, and can be learned from, once no prompt still waiting for its first
+token could reach back to it. What cannot be settled (an aborted prompt, books that don't balance)
+is dropped: there will be more steps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import ceil
+
+import msgspec
+
+from paceline.domain.facts import Step
+from paceline.policy.steptime import Load
+
+MOST_STEPS = 256
+"""Steps that may await settlement; older ones are dropped."""
+USUAL_BUDGET = 2048
+BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+CONVINCING = 4.0
+"""Prompts that must agree on a budget before it is relied on."""
+LENGTHENED = 1.3
+"""A step this much longer than a quiet one had prefill in it."""
+WAITS = 32
+"""Recent waits between sending and prefill that the overhead is judged by."""
+WITHHELD = 8
+"""Observations of an idle worker that wait for the overhead to be known."""
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """Steps of known load that took so long together: food for `observe_window`."""
+
+    steps: tuple[tuple[Load, float], ...]
+    seconds: float
+
+
+class _Prompt(msgspec.Struct):
+    uncached: int
+    context: int
+    sent_at: float
+    alone: bool
+    """No other prompt was waiting at the same time."""
+    first_at: float = 0.0
+
+
+class _Past(msgspec.Struct):
+    """A step that has ended, and what is booked on it so far."""
+
+    ended_at: float
+    seconds: float
+    streams: int
+    kv: float
+    idle: bool
+    """The worker had no stream: nothing tells when the step began, nor whether it was only one."""
+    chunks: list[tuple[int, int]] = []
+    """(tokens, tokens of context before them)."""
+    spoiled: bool = False
+
+    @property
+    def began_at(self) -> float:
+        return self.ended_at - self.seconds
+
+    @property
+    def prefill(self) -> int:
+        return sum(tokens for tokens, _ in self.chunks)
+
+    def load(self) -> Load:
+        q = sum(p * (context + p / 2) for p, context in self.chunks)
+        return Load(self.streams, self.prefill, self.kv, q)
+
+
+class PrefillWindows:
+    """Books the prompts of one worker on its steps."""
+
+    def __init__(self, budget: int = 0) -> None:
+        self._told = budget
+        self._votes = dict.fromkeys(BUDGETS, 0.0)
+        self._waiting: dict[str, _Prompt] = {}
+        """Sent, no token yet; in the order of sending."""
+        self._begun: list[_Prompt] = []
+        """Whose first token came, with a step that is not yet known."""
+        self._past: deque[_Past] = deque()
+        self._quiet_s = 0.0
+        self._waits: deque[float] = deque(maxlen=WAITS)
+        self._withheld: list[Observation] = []
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a step may hold: told, else learned."""
+        if self._told:
+            return self._told
+        near = USUAL_BUDGET.bit_length()
+        return max(BUDGETS, key=lambda b: (self._votes[b], -abs(b.bit_length() - near)))
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds that a request spends outside of steps: link, HTTP, tokenising.
+
+        A request sent at any moment of a step waits for its end too, so the least waits show it.
+        """
+        return sorted(self._waits)[len(self._waits) // 10] if self._waits else 0.0
+
+    def told(self, budget: int) -> None:
+        """The engine or the operator says how many tokens a step may hold."""
+        self._told = budget
+
+    def dispatched(self, request_id: str, uncached: int, context: int, sent_at: float) -> None:
+        """A request was sent; `context` of its prompt tokens are believed to be cached."""
+        for other in self._waiting.values():
+            other.alone = False
+        alone = not self._waiting
+        self._waiting[request_id] = _Prompt(max(uncached, 1), context, sent_at, alone)
+
+    def first_token(self, request_id: str, at: float) -> None:
+        """A request's first token came. Told before the step it came with."""
+        prompt = self._waiting.pop(request_id, None)
+        if prompt is not None:
+            prompt.first_at = at
+            self._begun.append(prompt)
+
+    def departed(self, request_id: str) -> None:
+        """A request left. Before its first token, nobody knows what was prefilled of it."""
+        prompt = self._waiting.pop(request_id, None)
+        if prompt is not None:
+            for past in self._past:
+                if past.ended_at > prompt.sent_at:
+                    past.spoiled = True
+
+    def stepped(self, step: Step, kv: float) -> list[Observation]:
+        """A step ended; its streams had `kv` tokens of context. Returns what is settled by now."""
+        if self._past:
+            self._book(step.ended_at)
+        if not self._waiting and not self._begun and step.streams:
+            pace = 0.1 if self._quiet_s else 1.0
+            self._quiet_s += pace * (step.seconds - self._quiet_s)
+        self._past.append(_Past(step.ended_at, step.seconds, step.streams, kv, step.seconds <= 0))
+        if len(self._past) > MOST_STEPS:
+            self._past.popleft()
+        settled: list[Observation] = []
+        unsettled = self._within_reach(step.streams)
+        while len(self._past) > unsettled:
+            settled += self._settle(self._past.popleft())
+        return settled
+
+    def _within_reach(self, streams: int) -> int:
+        """How many of the last steps the prompts not yet booked could fill, served in order.
+
+        A budget without evidence may be far smaller than the one believed in.
+        """
+        tokens = sum(p.uncached for p in (*self._waiting.values(), *self._begun))
+        budget = self.budget
+        if not self._told and self._votes[budget] < CONVINCING:
+            budget = BUDGETS[0]
+        return 1 + ceil(tokens / max(budget - streams, budget / 2))
+
+    def _book(self, before: float) -> None:
+        """Book the prompts whose first token came with the newest step: the next one has begun."""
+        newest = self._past[-1]
+        now = sorted((p for p in self._begun if p.first_at < before), key=lambda p: p.sent_at)
+        self._begun = [p for p in self._begun if p.first_at >= before]
+        if newest.idle and now:
+            last_end = self._past[-2].ended_at if len(self._past) > 1 else now[0].sent_at
+            newest.seconds = newest.ended_at - max(now[0].sent_at, last_end)
+        for prompt in now:
+            if newest.idle:
+                newest.chunks = [*newest.chunks, (prompt.uncached, prompt.context)]
+            else:
+                self._learn_budget(prompt)
+                self._spread(prompt)
+
+    def _reachable(self, prompt: _Prompt) -> list[_Past]:
+        """Steps that may have prefilled it, newest first: begun after it was sent."""
+        steps = [self._past[-1]]
+        for past in list(self._past)[-2::-1]:
+            if past.idle or past.began_at < prompt.sent_at:
+                break
+            steps.append(past)
+        return steps
+
+    def _spread(self, prompt: _Prompt) -> None:
+        """Book a prompt on the fewest steps up to the newest that have room for it."""
+        taken: list[tuple[_Past, int]] = []
+        missing = prompt.uncached
+        for past in self._reachable(prompt):
+            room = max(self.budget - past.streams - past.prefill, 0)
+            taken.append((past, room))
+            missing -= room
+            if missing <= 0:
+                break
+        if missing > 0:
+            for past, _ in taken:
+                past.spoiled = True
+            return
+        done = 0
+        for past, room in reversed(taken):
+            chunk = min(room, prompt.uncached - done)
+            past.chunks = [*past.chunks, (chunk, prompt.context + done)]
+            done += chunk
+        if prompt.alone:
+            self._waits.append(max(taken[-1][0].began_at - prompt.sent_at, 0.0))
+
+    def _learn_budget(self, prompt: _Prompt) -> None:
+        """A prompt alone lengthens ceil(tokens / (budget − streams)) steps: which budgets fit?"""
+        if self._told or not prompt.alone or not self._quiet_s or prompt.uncached <= BUDGETS[0]:
+            return
+        newest, *earlier = self._reachable(prompt)
+        steps = 1
+        for past in earlier:
+            if past.seconds < LENGTHENED * self._quiet_s:
+                break
+            steps += 1
+        for budget in BUDGETS:
+            fits = ceil(prompt.uncached / max(budget - newest.streams, 1)) == steps
+            self._votes[budget] = 0.95 * self._votes[budget] + fits
+
+    def _settle(self, past: _Past) -> list[Observation]:
+        if past.spoiled or past.seconds <= 0:
+            return []
+        if not past.idle:
+            return [Observation(((past.load(), 1.0),), past.seconds)]
+        self._withheld.append(self._from_idle(past))
+        if not self._waits and len(self._withheld) < WITHHELD:
+            return []
+        ready, self._withheld = self._withheld, []
+        spared = [
+            Observation(seen.steps, max(seen.seconds - self.overhead_s, 0.5 * seen.seconds))
+            for seen in ready
+        ]
+        return spared
+
+    def _from_idle(self, past: _Past) -> Observation:
+        """The time to a first token on an idle worker: as many steps as its prompts fill."""
+        load = past.load()
+        steps = ceil(load.prefill / self.budget)
+        each = Load(0.0, load.prefill / steps, 0.0, load.q / steps)
+        return Observation(((each, float(steps)),), past.seconds)
