@@ -12,20 +12,20 @@ from collections.abc import Callable
 from paceline.domain.facts import Step
 
 PAUSE_SHARE = 0.5
-"""A pause longer than this share of the step before begins a new one."""
+"""A pause longer than this share of a usual step begins a new one."""
 PAUSE_MIN_S = 0.001
 ECHO_SHARE = 0.2
-"""A stream's chunk sooner than this share of a step after its last one belongs to the same step:
-some engines send the finish reason on its own."""
+"""A stream's chunk sooner than this share of a usual step after its last one belongs to the same
+step: some engines send the finish reason on its own."""
 
 
 class StepWatch:
     """Sums one worker's chunks into steps."""
 
     __slots__ = (
+        "_before",
         "_began_at",
         "_burst",
-        "_echo_s",
         "_last_at",
         "_live",
         "_pause_s",
@@ -33,7 +33,8 @@ class StepWatch:
         "_sink",
         "_streams",
         "_tokens",
-        "_told_at",
+        "_told",
+        "_usual_s",
     )
 
     def __init__(self, sink: Callable[[Step], None]) -> None:
@@ -45,9 +46,10 @@ class StepWatch:
         self._seen = 0  # live streams that have come in this burst
         self._streams = 0  # those among them that were decoding
         self._tokens = 0
-        self._told_at = 0.0  # when the step told last had begun to arrive; 0: none since idle
+        self._told = True
+        self._before = 0.0  # when the step told last began to arrive; 0: none since idle
+        self._usual_s = 0.0  # a step without prefill, about
         self._pause_s = PAUSE_MIN_S
-        self._echo_s = 0.0
 
     def first(self, now: float) -> int:
         """A stream's first token came; gives the burst that it belongs to."""
@@ -65,12 +67,9 @@ class StepWatch:
 
         Gives the burst of this one.
         """
-        if burst == self._burst:
-            if gap_s < self._echo_s:
-                self._tokens += tokens if self._streams else 0
-                return burst
-            self._begin(now)
-        elif now - self._last_at > self._pause_s:
+        if burst == self._burst and gap_s < ECHO_SHARE * self._usual_s:
+            return -burst  # an echo, of which a stream has one at most in a burst
+        if abs(burst) == self._burst or now - self._last_at > self._pause_s:
             self._begin(now)
         self._seen += 1
         self._streams += 1
@@ -83,27 +82,27 @@ class StepWatch:
     def gone(self, burst: int) -> None:
         """A live stream, seen last in `burst`, ended."""
         self._live -= 1
-        if burst == self._burst:
+        if abs(burst) == self._burst:
             self._seen -= 1
-        elif self._streams and self._seen >= self._live:
+        elif self._seen >= self._live:
             self._tell()
         if not self._live:
-            self._told_at = 0.0
+            self._before = 0.0
 
     def _begin(self, now: float) -> None:
-        if self._streams:
-            self._tell()
+        self._tell()
         self._burst += 1
+        self._told = False
         self._began_at = now
-        self._seen = 0
+        self._seen = self._streams = self._tokens = 0
 
     def _tell(self) -> None:
-        began, before = self._began_at, self._told_at
-        seconds = began - before if self._streams and before else 0.0
+        if self._told:
+            return
+        self._told = True
+        began, before, self._before = self._began_at, self._before, self._began_at
+        seconds = began - before if before and self._streams else 0.0
         if seconds:
-            self._pause_s = max(PAUSE_MIN_S, PAUSE_SHARE * seconds)
-            self._echo_s = ECHO_SHARE * seconds
-        self._told_at = began
-        streams, tokens = self._streams, self._tokens
-        self._streams = self._tokens = 0
-        self._sink(Step(began, seconds, streams, tokens))
+            self._usual_s = min(seconds, 1.1 * self._usual_s) if self._usual_s else seconds
+            self._pause_s = max(PAUSE_MIN_S, PAUSE_SHARE * self._usual_s)
+        self._sink(Step(began, seconds, self._streams, self._tokens))
