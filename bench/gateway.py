@@ -128,16 +128,20 @@ def rounds(
                         failed.add(name)
                         continue
                     outcomes.setdefault((scenario.name, name), []).append(outcome)
+                    if outcome.errors:
+                        log = (Path(folder) / f"{name}.log").read_text()
+                        print(f"{name}, {scenario.name}: {log[-300:]}", file=sys.stderr)
     return outcomes
 
 
 def median(outcomes: Sequence[Outcome]) -> Outcome:
-    """Field by field; of errors the sum."""
+    """Field by field; of what went wrong the sum."""
     fields = {
         field: statistics.median(getattr(outcome, field) for outcome in outcomes)
         for field in Outcome.__struct_fields__
     }
-    return Outcome(**{**fields, "errors": sum(outcome.errors for outcome in outcomes)})
+    errors, late = sum(o.errors for o in outcomes), sum(o.late for o in outcomes)
+    return Outcome(**{**fields, "errors": errors, "late": late})
 
 
 def table(results: dict[tuple[str, str], Outcome]) -> Table:
@@ -145,7 +149,7 @@ def table(results: dict[tuple[str, str], Outcome]) -> Table:
     shown = Table(title="A gateway's cost for each token or request; what it adds, in µs")
     for column in ("load", "gateway"):
         shown.add_column(column)
-    for column in (*columns, "RSS MB", "errors"):
+    for column in (*columns, "RSS MB", "others", "late", "errors"):
         shown.add_column(column, justify="right")
     before = ""
     for (scenario, name), r in results.items():
@@ -160,6 +164,8 @@ def table(results: dict[tuple[str, str], Outcome]) -> Table:
             f"{r.cpu_us:.1f}" if r.cpu_us else "",
             f"{r.cpu_us / nginx_us:.2f}" if nginx_us and r.cpu_us else "",
             *(f"{v:,.0f}" if v else "" for v in numbers),
+            f"{r.others:.0%}",
+            str(r.late),
             str(r.errors),
         )
         before = scenario
@@ -183,7 +189,7 @@ def main() -> None:
         outcomes = rounds(FULL, names, args.times or 3, seconds=2.5)
         outcomes |= rounds(MANY_STREAMS, names, 1, seconds=3)
     results = {key: median(each) for key, each in outcomes.items()}
-    Console(width=None if sys.stdout.isatty() else 140).print(table(results))
+    Console(width=None if sys.stdout.isatty() else 160).print(table(results))
     line = json.dumps(
         {
             "bench": "gateway",

@@ -54,7 +54,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     rss_mb: float
     """The most memory that the gateway had resident, 2**20 bytes."""
     errors: int
-    """Requests that failed, tokens out of order and requests that found no free connection."""
+    """Requests that failed and tokens out of order."""
+    late: int
+    """Requests that found all connections waiting for an answer, and were not sent."""
+    others: float
+    """Share of the gateway's core that other work took; above a tenth, trust CPU time only."""
     ttft_p50: float
     ttft_p99: float
     """First tokens, or whole answers in scenarios of requests."""
@@ -133,7 +137,7 @@ def wait_until_ready(port: int, process: subprocess.Popen[str], log: Path) -> No
             urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=2).close()
             return
         time.sleep(0.05)
-    raise RuntimeError(f"not ready: {' '.join(map(str, process.args))}\n{log.read_text()[-1000:]}")  # type: ignore[arg-type]
+    raise RuntimeError(f"not ready: {' '.join(map(str, process.args))}\n{log.read_text()[-300:]}")  # type: ignore[arg-type]
 
 
 def family(pid: int) -> list[int]:
@@ -157,6 +161,13 @@ def rss_mb(pid: int) -> float:
         status = Path(f"/proc/{member}/status").read_text()
         kb += int(status.partition("VmHWM:")[2].split()[0])
     return kb / 1024
+
+
+def busy_s(core: int) -> float:
+    """Time for which a core has been busy, whoever with."""
+    line = Path("/proc/stat").read_text().partition(f"cpu{core} ")[2].partition("\n")[0]
+    user, nice, system, _idle, _wait, *rest = (int(ticks) for ticks in line.split()[:8])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(candidate: Candidate, scenario: Scenario, seconds: float, scratch: Path) -> Outcome:
@@ -192,12 +203,13 @@ def measure(candidate: Candidate, scenario: Scenario, seconds: float, scratch: P
         )
         assert load.stdout is not None
         load.stdout.readline()
-        before_s = cpu_s(gateway.pid)
+        cpu_before_s, busy_before_s = cpu_s(gateway.pid), busy_s(gateway_core)
         seen = json.loads(load.stdout.readline())
-        spent_s, rss = cpu_s(gateway.pid) - before_s, rss_mb(gateway.pid)
+        spent_s, rss = cpu_s(gateway.pid) - cpu_before_s, rss_mb(gateway.pid)
         if candidate.command is None:
             spent_s = rss = 0.0
-        return _outcome(seen, scenario, seconds, spent_s, rss)
+        others_s = max(busy_s(gateway_core) - busy_before_s - spent_s, 0.0)
+        return _outcome(seen, scenario, seconds, spent_s, others_s, rss)
 
 
 def _engine(scenario: Scenario, port: int) -> list[str]:
@@ -209,7 +221,12 @@ def _engine(scenario: Scenario, port: int) -> list[str]:
 
 
 def _outcome(
-    seen: dict[str, Any], scenario: Scenario, seconds: float, spent_s: float, rss: float
+    seen: dict[str, Any],
+    scenario: Scenario,
+    seconds: float,
+    spent_s: float,
+    others_s: float,
+    rss: float,
 ) -> Outcome:
     work = seen["requests"] if scenario.requests else seen["tokens"]
     first = seen["answer_us"] if scenario.requests else seen["ttft_us"]
@@ -217,7 +234,9 @@ def _outcome(
         cpu_us=spent_s / max(work, 1) * 1e6,
         per_s=work / seconds,
         rss_mb=rss,
-        errors=seen["errors"] + seen["disorder"] + seen["late"],
+        errors=seen["errors"] + seen["disorder"],
+        late=seen["late"],
+        others=others_s / seconds,
         ttft_p50=first["p50"],
         ttft_p99=first["p99"],
         delay_p50=seen["delay_us"]["p50"],

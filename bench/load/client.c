@@ -153,6 +153,7 @@ static void start_body(Stream *s) {
     const char *coding = header(s->text, "\r\ntransfer-encoding:");
     int ok = !strncmp(s->text, "HTTP/1.1 200", 12);
     s->len = 0;
+    if (!ok) fprintf(stderr, "client: got %.*s\n", (int)strcspn(s->text, "\r"), s->text);
     if (!ok || (!length && !coding)) return drop(s, 1);
     s->phase = coding ? SIZE : LENGTH;
     s->left = coding ? 0 : atol(length);

@@ -127,6 +127,23 @@ def engine(
     asyncio.run(serve_emulated(engines, host))
 
 
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="About 20 seconds.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave all up, to play with.")] = False,
+    as_json: AsJson = False,
+    seed: Annotated[int, typer.Option(help="Same seed, same requests.")] = 1,
+    model: Annotated[
+        bool, typer.Option("--model/--no-model", help="With the real small model, if installed.")
+    ] = True,
+) -> None:
+    """See it all on one machine in about a minute: what headroom keeps that round-robin breaks."""
+    from paceline.demo import run_demo
+
+    status = run_demo(seed, quick=quick, keep=keep, as_json=as_json, with_model=model)
+    raise typer.Exit(status)
+
+
 def _tier_promises(path: Path) -> dict[str, Promise]:
     from paceline.config import load
 

@@ -134,12 +134,15 @@ class LiveHost:
         exchange = self.exchanges.get(command.request_id)
         if exchange is None:
             return
-        if isinstance(command, Dispatch):
-            exchange.dispatch(command, now)
-        elif isinstance(command, Shed):
-            exchange.shed(command)
-        elif isinstance(command, Fail):
-            exchange.fail(command)
+        try:
+            if isinstance(command, Dispatch):
+                exchange.dispatch(command, now)
+            elif isinstance(command, Shed):
+                exchange.shed(command)
+            elif isinstance(command, Fail):
+                exchange.fail(command)
+        except Exception:  # it costs this request, not the one whose fact led here
+            exchange.on_bug()
 
     def _wake(self) -> None:
         """Have the timer fire when the kernel wants it."""
@@ -197,9 +200,9 @@ class LiveHost:
         if probe is not None:
             probe.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._tasks is not None
-        self._tasks.create_task(work, name="connect")
+        return self._tasks.create_task(work, name="connect")
 
     async def _probe(self, engine: Engine, session: aiohttp.ClientSession) -> None:
         """Ask an engine how it is, for ever; tell the kernel, and people when that changes."""
@@ -236,11 +239,16 @@ class LiveHost:
         """End requests whose engine has been silent for too long."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = monotonic()
-            for exchange in list(self.exchanges.values()):
-                exchange.expire(self._timeouts, now)
+            self._expire(monotonic())
             if self._fact_log is not None:
                 self._fact_log.flush()
+
+    def _expire(self, now: float) -> None:
+        for exchange in list(self.exchanges.values()):
+            try:
+                exchange.expire(self._timeouts, now)
+            except Exception:
+                exchange.on_bug()
 
     @property
     def ready(self) -> bool:

@@ -129,5 +129,3 @@ def test_steps_are_true_whoever_comes_and_goes(story: list[tuple[str, str]]) -> 
             expected.append(len(decoding))
     assert [s.streams for s in streams.told] == expected
     assert all(s.seconds == pytest.approx(STEP_S) for s in streams.told if s.seconds)
-
-

@@ -48,7 +48,12 @@ class EngineUrl(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> Self:
         expected = "the URL of an engine such as http://127.0.0.1:8000"
-        url = urlsplit(text)
+        if not _fits_in_a_header(text):
+            raise ValueError(expected)
+        try:
+            url = urlsplit(text)
+        except ValueError:
+            raise ValueError(expected) from None
         if url.username or url.password:
             raise ValueError("a URL without a user or password; put the engine's key into api_key")
         if url.scheme not in DEFAULT_PORTS or not url.hostname or url.query or url.fragment:
@@ -79,7 +84,7 @@ class Secret:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        return cls(text)
+        return cls(_key(text))
 
     def reveal(self) -> str:
         return self._text
@@ -115,9 +120,18 @@ class Key(Digest, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        if text != text.strip() or not text.isascii() or not text.isprintable():
-            raise ValueError("a key of printable ASCII characters without spaces around it")
-        return cls(hashlib.sha256(text.encode()).digest())
+        return cls(hashlib.sha256(_key(text).encode()).digest())
+
+
+def _fits_in_a_header(text: str) -> bool:
+    """Printable ASCII without spaces: nothing in it can end a line or a field."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
+def _key(text: str) -> str:
+    if not _fits_in_a_header(text):
+        raise ValueError("a key of printable ASCII characters without spaces")
+    return text
 
 
 def _port(text: str, expected: str, least: int) -> int:

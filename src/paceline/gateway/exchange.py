@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 import msgspec
+import structlog
 
 from paceline.domain.commands import Dispatch, Fail, Shed
 from paceline.domain.errors import (
@@ -24,13 +25,15 @@ from paceline.domain.facts import (
 )
 from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
-from paceline.gateway.flavors import FLAVORS, OTHER, Usage, usage
+from paceline.gateway.flavors import FLAVORS, OTHER, Flavor, Usage, usage
 from paceline.gateway.intake import Body, with_fields
 from paceline.gateway.link import EngineLink
 from paceline.gateway.ports import Host
 from paceline.gateway.relay import Relay
 from paceline.wire.http1 import HOP_BY_HOP, LAST_CHUNK, ResponseHead, chunk, response_head
 from paceline.wire.server import HttpRequest, ServerConnection
+
+log = structlog.get_logger("paceline")
 
 RETRYABLE = frozenset((401, 403, 408, 429, *range(500, 600)))
 """Engine statuses that another engine may not give: overload, breakage, or our own wrong key."""
@@ -118,7 +121,7 @@ class Exchange:
             connection,
             link.watch,
             self._host.gaps(self),
-            FLAVORS.get(http.path, OTHER),
+            self._flavor,
             strip,
             plain=http.version == "1.0",
             now=now,
@@ -132,21 +135,18 @@ class Exchange:
         if body is None:
             return data, False
         fields: dict[str, Any] = {}
-        present = False
         name = link.worker.serves_as or link.worker.model
         if body.model is not None and body.model != name:
-            fields["model"], present = name, True
-        flavor = FLAVORS.get(self._http.path)
-        strip = False
-        if flavor is not None:
+            fields["model"] = name
+        flavor, strip = self._flavor, False
+        if flavor is not OTHER:
             fields.update(link.dialect.extras(self._http.path, self.urgency))
             if flavor.openai_usage and body.stream:
                 options = body.stream_options or {}
                 strip = not options.get("include_usage")
                 if strip:
                     fields["stream_options"] = {**options, "include_usage": True}
-                    present = present or body.stream_options is not msgspec.UNSET
-        return (with_fields(data, present, fields), strip) if fields else (data, False)
+        return (with_fields(data, fields) if fields else data), strip
 
     def shed(self, command: Shed) -> None:
         """Turn the request away."""
@@ -162,6 +162,9 @@ class Exchange:
         """Answer with an error."""
         self.error = str(error)
         self._over(error.status)
+        self._answer(error)
+
+    def _answer(self, error: PacelineError) -> None:
         self._client.answer(error.status, error.to_openai(), headers=self._own_headers(error))
 
     # What the relay tells.
@@ -170,9 +173,10 @@ class Exchange:
         """The engine refuses: pass its word on, or try another."""
         if head.status not in RETRYABLE:
             return True
-        blame = head.status not in BLAMELESS
-        reason = f"HTTP {head.status}: {started[:300].decode('utf-8', 'replace')}"
-        self._failed(reason.strip().rstrip(":"), blame=blame)
+        reason = f"HTTP {head.status}"
+        if head.status not in (401, 403):  # such a body may quote the engine's key
+            reason += f": {started[:300].decode('utf-8', 'replace')}"
+        self._failed(reason.strip().rstrip(":"), blame=head.status not in BLAMELESS)
         return False
 
     def on_answer(self, now: float, token: bool) -> bytes:
@@ -185,7 +189,7 @@ class Exchange:
             self.first_at = now
             self._host.tell(FirstTokenSeen(self.request.id, now))
         self.status = head.status
-        self._http.body = b""
+        self._http.body, self.body = b"", None  # a long prompt need not outlive its sending
         headers = [(n, v) for n, v in head.headers if n not in HOP_BY_HOP and n != "x-request-id"]
         headers += self._own_headers()
         waited_ms = (self.sent_at - self.arrived_at) * 1e3
@@ -196,7 +200,7 @@ class Exchange:
             self._http.keep_alive = False
         elif head.length is None:
             headers.append(("transfer-encoding", "chunked"))
-        if head.length is not None:
+        if head.length is not None and head.status not in (204, 304):
             headers.append(("content-length", str(head.length)))
         if not self._http.keep_alive:
             headers.append(("connection", "close"))
@@ -240,8 +244,8 @@ class Exchange:
         if self.status:
             self._broke(because)
         elif relay.connection.carried > 1 and not relay.heard:
-            relay.abandon()
-            self._send(monotonic(), fresh=True)  # the kept-alive connection had ended unseen
+            relay.abandon()  # the kept-alive connection had ended unseen
+            self._send(monotonic(), fresh=True)
         else:
             self._failed(because)
 
@@ -254,8 +258,10 @@ class Exchange:
         if self._relay is not None:
             self._relay.abandon()
         self.error = "the client left"
-        self._host.tell(ClientLeft(self.request.id))
-        self._over(self.status or 499)
+        try:
+            self._host.tell(ClientLeft(self.request.id))
+        finally:
+            self._over(self.status or 499)
 
     def on_writable(self) -> None:
         """The client reads again."""
@@ -292,23 +298,53 @@ class Exchange:
         relay, link = self._relay, self._link
         assert relay is not None
         assert link is not None
-        streaming = bool(self.first_at)
         relay.abandon()
         self.error = because
         self._host.tell(StreamBroke(self.request.id, link.worker.id, because))
         self._over(self.status)
-        if streaming and self._http.version != "1.0":
-            event = UpstreamFailed(f"the stream broke: {because}").to_openai()
-            self._client.send(chunk(b"data: " + event + b"\n\n") + LAST_CHUNK)
-            self._client.finish()
-        else:
+        self._cut(UpstreamFailed(f"the stream broke: {because}"))
+
+    def _cut(self, error: PacelineError) -> None:
+        """End an answer within: by an event that says so, else by a broken connection."""
+        if not self.first_at:
             self._client.abort()
+            return
+        event = self._flavor.error_event(error.to_openai())
+        self._client.send(event if self._http.version == "1.0" else chunk(event) + LAST_CHUNK)
+        self._client.finish()
+
+    def on_bug(self) -> None:
+        """Handling this request raised what it should not have: end it, and no other."""
+        log.exception("a bug ended a request", request_id=self.request.id)
+        if self.done_at:
+            self._client.abort()
+            return
+        if self._relay is not None:
+            self._relay.abandon()
+        begun = self.status > 0
+        error = PacelineError("Paceline itself failed at this request.")
+        self.error = error.message
+        try:
+            self._host.tell(ClientLeft(self.request.id))  # no worker is to blame
+        finally:
+            self._over(self.status or error.status)
+            if begun:
+                self._cut(error)
+            else:
+                self._answer(error)
 
     def _over(self, status: int) -> None:
         self.status = status
         self.done_at = monotonic()
         self._client.context = None
-        self._host.closed(self)
+        try:
+            self._host.closed(self)
+        finally:
+            self._relay = None  # it names its owner: let no cycle stay behind
+
+    @property
+    def _flavor(self) -> Flavor:
+        return FLAVORS.get(self._http.path, OTHER)
 
     def _own_headers(self, error: PacelineError | None = None) -> list[tuple[str, str]]:
         headers = [("x-request-id", self.request.id), ("x-paceline-tier", self.request.tier)]
@@ -357,4 +393,4 @@ class Exchange:
         relay, tokens = self._relay, self.output_tokens
         if relay is None or tokens < 2 or not self.first_at:
             return 0.0
-        return (relay.token_at - self.first_at) / (tokens - 1)
+        return (relay.token_at - relay.first_at) / (tokens - 1)

@@ -16,26 +16,39 @@ class Flavor(msgspec.Struct, frozen=True, gc=False):
 
     first: re.Pattern[bytes]
     """Found in the first event that carries output; role and set-up events lack it."""
-    last: bytes
-    """Found in the event that carries the usage, after the last token."""
+    token: re.Pattern[bytes]
+    """Found once in each event that carries tokens; those with the usage or an error lack it."""
     openai_usage: bool = False
     """The usage comes in an event of its own, on request: asked for always, stripped if unasked."""
+    typed: bool = False
+    """Each event names its type."""
+
+    def error_event(self, body: bytes) -> bytes:
+        """An error, given in OpenAI's shape, as an event that this endpoint's clients notice."""
+        if self.typed:
+            return b'event: error\ndata: {"type":"error",%b\n\n' % body[1:]
+        return b"data: %b\n\n" % body
 
 
-ANY = re.compile(b"")
 CHAT = re.compile(
     rb'"(?:content|reasoning|reasoning_content|refusal|text)"\s*:\s*"(?!")'
-    rb'|"(?:tool_calls|function_call)"\s*:\s*[\[{]\s*["{]'
+    rb'|"(?:tool_calls|function_call|audio)"\s*:\s*[\[{]\s*["{]'
 )
-OPENAI = Flavor(CHAT, b'"choices":[]', openai_usage=True)
+OPENAI = Flavor(CHAT, re.compile(rb'"choices"\s*:\s*\[\s*\{'), openai_usage=True)
+RESPONSES = re.compile(rb'\.delta"')
+MESSAGES = re.compile(rb'"content_block_delta"')
 
 FLAVORS = {
     "/v1/chat/completions": OPENAI,
     "/v1/completions": OPENAI,
-    "/v1/responses": Flavor(re.compile(rb'\.delta"'), b'"response.completed"'),
-    "/v1/messages": Flavor(re.compile(b"content_block_delta"), b'"message_delta"'),
+    "/v1/responses": Flavor(RESPONSES, RESPONSES, typed=True),
+    "/v1/messages": Flavor(MESSAGES, MESSAGES, typed=True),
 }
-OTHER = Flavor(ANY, b"\ndata: [DONE]")
+OTHER = Flavor(re.compile(b""), re.compile(b"data:"))
+
+USAGE = re.compile(rb'"usage"\s*:\s*\{')
+ERROR = re.compile(rb'^(?:event: error|data: \{\s*"(?:error"|object"\s*:\s*"error"))', re.MULTILINE)
+"""At the start of an event by which an engine reports an error."""
 
 PROMPT_TOKENS = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
 OUTPUT_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d+)')

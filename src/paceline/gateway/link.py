@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -28,7 +29,7 @@ class EngineLink:
         worker: Worker,
         dialect: Dialect,
         api_key: str,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         on_step: Callable[[Step], None],
     ) -> None:
         self.worker = worker
@@ -49,7 +50,8 @@ class EngineLink:
         if self._idle and not fresh:
             return self._idle.pop()
         connection = EngineConnection(self._forget)
-        self._spawn(connection.connect(self._hostname, self._port, self._tls))
+        work = connection.connect(self._hostname, self._port, self._tls)
+        connection.connecting = self._spawn(work)
         return connection
 
     def keep(self, connection: EngineConnection) -> None:

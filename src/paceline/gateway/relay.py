@@ -8,13 +8,12 @@ that Paceline asked for is not the client's business.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
-from paceline.gateway.flavors import Flavor
+from paceline.gateway.flavors import ERROR, USAGE, Flavor
 from paceline.gateway.steps import StepWatch
 from paceline.gateway.upstream import EngineConnection
 from paceline.wire.http1 import (
@@ -30,8 +29,9 @@ from paceline.wire.server import ServerConnection
 
 MAX_HELD = 16 * 1024 * 1024
 """Bytes that may be held back: an answer collected whole, or one unfinished chunk."""
+MAX_SETUP = 64 * 1024
+"""Bytes of events without a token after which the stream passes all the same."""
 TAIL = 4096
-ERROR = re.compile(rb'\ndata: \{"error"')
 GAP_BOUNDS = tuple(0.001 * 2 ** (i / 2) for i in range(-2, 29))
 """Upper bounds in seconds of the ITL histogram: 0.5 ms to 16 s, two a doubling."""
 
@@ -52,6 +52,7 @@ class Owner(Protocol):
 
     def on_complete(self, now: float) -> None: ...
     def on_trouble(self, because: str) -> None: ...
+    def on_bug(self) -> None: ...
 
 
 class Relay:
@@ -66,13 +67,17 @@ class Relay:
         "_gaps",
         "_left",
         "_live",
+        "_mark",
+        "_missing",
         "_owner",
         "_paused_at",
         "_plain",
         "_separator",
         "_strip",
+        "_unfinished",
         "_watch",
         "connection",
+        "failed",
         "first_at",
         "head",
         "heard",
@@ -105,18 +110,21 @@ class Relay:
         self._strip = strip
         self._plain = plain  # the client cannot read chunks (HTTP/1.0)
         self._chunks = Chunks()
-        self._carry = b""
+        self._carry: list[bytes] = []  # bytes that are no whole part of the answer yet
+        self._missing = 0  # how many more are wanted before it is worth looking at them
         self._left = 0
         self._live = False  # counted among the watch's live streams
         self._burst = 0
+        self._mark = b""  # what this engine's tokens show, and nothing else
         self._separator = b"\n\n"
+        self._unfinished = b""  # an event that goes on in the next chunk
         self._paused_at = 0.0
         self.mode: Mode = self._head
         self.head: ResponseHead | None = None
         self.heard = False
         """A byte of the answer has come."""
         self.first_at = 0.0
-        """When the first token came; 0: not yet."""
+        """When the first token, or body, came; 0: not yet. Time stands still while paused."""
         self.token_at = 0.0
         """When the newest token came."""
         self.last_at = now
@@ -125,154 +133,201 @@ class Relay:
         self.tokens = 0
         self.tail = b""
         """The last part of the answer, where the usage stands."""
+        self.failed = False
+        """The engine reported an error within the stream."""
 
     def on_bytes(self, data: bytes) -> None:
         """Bytes came from the engine."""
         now = monotonic()
         self.heard = True
         if self._carry:
-            data, self._carry = self._carry + data, b""
+            self._carry.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:  # nor are they joined before: a large chunk comes in many pieces
+                self.last_at = now
+                return
+            data = b"".join(self._carry)
+            self._carry.clear()
         try:
             self.mode(data, now)
         except WireError as error:
             self._owner.on_trouble(f"broken answer: {error}")
 
-    def on_closed(self, because: str) -> None:
-        """The connection is gone."""
-        if self.head is not None and self.mode == self._until_close:
+    def on_closed(self, because: str, clean: bool) -> None:
+        """The connection is gone; `clean`: the engine closed it in order."""
+        if clean and self.mode == self._until_close:
             self._client.send(b"" if self._plain else LAST_CHUNK)
             self._owner.on_complete(self.last_at)
         else:
             self._owner.on_trouble(because)
 
+    def on_bug(self) -> None:
+        """Reading the answer met a bug of ours."""
+        self._owner.on_bug()
+
     # One method for each part of the answer.
 
     def _head(self, data: bytes, now: float) -> None:
         found = parse_response_head(data)
+        while found is not None and found[0].status < 200:  # "100 Continue" and the like
+            data = data[found[1] :]
+            found = parse_response_head(data)
         if found is None:
-            self._carry = data
+            self._hold(data)
             return
         head, end = found
-        if head.status == 100:
-            self._carry = data[end:]
-            return
         self.head = head
         self.last_at = now
-        if head.status >= 300 and not self._owner.on_head(head, data[end:]):
+        rest = data[end:]
+        if head.status >= 300 and not self._owner.on_head(head, rest):
             return
         if head.chunked:
-            streaming = head.get("content-type").startswith("text/event-stream")
-            self.mode = self._before_token if streaming else self._chunked
+            events = head.get("content-type").lower().startswith("text/event-stream")
+            self.mode = self._before_token if events else self._chunked
         elif head.length is not None:
             self._left = head.length
             self.mode = self._sized
         else:
             self.mode = self._until_close
             self._client.send(self._owner.on_answer(now, token=False))
-        rest = data[end:]
         if rest or head.length == 0:
             self.mode(rest, now)
 
     def _before_token(self, data: bytes, now: float) -> None:
         """Hold role and set-up events back until there is a token, or the end."""
-        end = self._chunks.walk(data)
-        events = data[: self._chunks.payload_end]
-        if not self._chunks.done and not self._flavor.first.search(events):
-            self._carry = data
-            self._chunks.done = False
-            if len(data) > MAX_HELD:
-                raise WireError("too much before the first token")
+        chunks, flavor = self._chunks, self._flavor
+        end = chunks.walk(data)
+        payload = b"".join(payloads(data[:end]))
+        if b"\r\n\r\n" in payload:
+            self._separator = b"\r\n\r\n"
+        events = payload[: self._events_end(payload)]
+        first = flavor.first.search(events)
+        if (first is None or chunks.done) and (error := ERROR.search(events)):
+            words = events[error.start() :][:300].decode("utf-8", "replace")
+            raise WireError(f"error in the stream: {words.strip()}")
+        if (first is None or not end) and not chunks.done and end < MAX_SETUP:
             self.last_at = now
+            self._hold(data, chunks.missing)
             return
-        if b"\r\n\r\n\r\n" in events:
-            self._separator = b"\r\n\r\n"  # events end so, then the chunk
-        if self._chunks.done and ERROR.search(events):
-            raise WireError(f"error in the stream: {events[:200].decode('utf-8', 'replace')}")
         self.first_at = self.token_at = self.last_at = now
-        self.tokens = 1
+        begun = events.rfind(self._separator, 0, first.start()) + 1 if first else len(events)
+        tokens = flavor.token.findall(events, begun)
+        self._mark = tokens[0] if tokens else b"data:"
+        self.tokens = len(tokens)
         head = self._owner.on_answer(now, token=True)
         self._live = True
         self._burst = self._watch.first(now)
-        self.mode = self._tokens
-        if self._chunks.done or data.find(self._flavor.last, 0, end) >= 0:
-            self._client.send(head)
-            self._tokens(data, now)
-            return
-        self._send(head + self._framed(data[:end]))
-        self._carry = data[end:]
+        self.mode = self._events if self._plain else self._tokens
+        self._send(head + self._sifted(data[:end])[0])
+        self._go_on(data, end, now)
 
     def _tokens(self, data: bytes, now: float) -> None:
         """Each chunk of each stream comes through here: count, time, pass on."""
         chunks = self._chunks
         end = chunks.walk(data)
-        if end < len(data):
-            self._carry = data[end:]
-            if len(self._carry) > MAX_HELD:
-                raise WireError("chunk too large")
-        payload_end = chunks.payload_end
+        tokens = data.count(self._mark, 0, end)
+        if not tokens or chunks.uneven or tokens != data.count(b"\n\n", 0, end):
+            self._look_closer(data, end, now)
+            return
         self.last_at = now
-        if self.tail:
-            self.tail += data[:end]
-        elif data.find(self._flavor.last, 0, payload_end) >= 0:
-            self.tail = data[:end]
-            self._count(data.count(self._separator, 0, payload_end) - 2, now)
+        self.tail = data
+        self._count(tokens, now)
+        if end < len(data):
+            self._send(data[:end])
+            self._go_on(data, end, now)
         else:
-            self._count(data.count(self._separator, 0, payload_end), now)
-        if self._plain or (self._strip and self.tail):
-            self._send(self._framed(data[:end]))
-        elif end:
-            self._send(data[:end])  # no copy where all of it is whole
-        if chunks.done:
-            self.tail = self.tail or data[:end]
+            self._send(data)
+            if chunks.done:
+                self._complete(now)
+
+    def _events(self, data: bytes, now: float) -> None:
+        """A stream whose events must be told apart: its chunks cut them, or the client has none."""
+        self._look_closer(data, self._chunks.walk(data), now)
+
+    def _look_closer(self, data: bytes, end: int, now: float) -> None:
+        """Not each event is a token: the usage, an error, a comment, the end."""
+        self.last_at = now
+        if end:
+            passed, tokens = self._sifted(data[:end])
+            if tokens:
+                self._count(tokens, now)
+            if passed:
+                self._send(passed)
+        self._go_on(data, end, now)
+
+    def _go_on(self, data: bytes, end: int, now: float) -> None:
+        """What lies behind `end` is no whole chunk yet, or not ours."""
+        if end < len(data):
+            self._hold(data[end:], self._chunks.missing)
+        if self._chunks.done:
             self._complete(now)
 
+    def _sifted(self, frames: bytes) -> tuple[bytes, int]:
+        """Whole chunks as this client shall see them, and how many tokens they hold."""
+        payload = self._unfinished + b"".join(payloads(frames))
+        end = len(payload) if self._chunks.done else self._events_end(payload)
+        self._unfinished = payload[end:]
+        if len(self._unfinished) > MAX_HELD:
+            raise WireError("an event of the stream is too large")
+        events = payload[:end].split(self._separator)
+        tokens = 0
+        passed = []
+        for event in events:
+            token = self._flavor.token.search(event) is not None
+            tokens += token
+            if USAGE.search(event):
+                self.tail = event
+                if self._strip and not token:
+                    continue
+            self.failed = self.failed or ERROR.search(event) is not None
+            passed.append(event)
+        if len(passed) == len(events) and not self._plain and not self._chunks.uneven:
+            return frames, tokens
+        payload = self._separator.join(passed)
+        if self._plain:
+            return payload, tokens
+        ending = LAST_CHUNK if self._chunks.done else b""
+        return (chunk(payload) if payload else b"") + ending, tokens
+
+    def _events_end(self, payload: bytes) -> int:
+        """Where the last whole event ends."""
+        at = payload.rfind(self._separator)
+        return at + len(self._separator) if at >= 0 else 0
+
     def _count(self, tokens: int, now: float) -> None:
-        if tokens <= 0 or now == self.token_at:
-            return
         gap_s = now - self.token_at
         self.token_at = now
         if gap_s > self.stall_s:
             self.stall_s = gap_s
         self.tokens += tokens
-        self._gaps[bisect_left(GAP_BOUNDS, gap_s / tokens)] += tokens
-        self._burst = self._watch.token(self._burst, tokens, gap_s, now)
+        if self._live:
+            self._gaps[bisect_left(GAP_BOUNDS, gap_s / tokens)] += tokens
+            self._burst = self._watch.token(self._burst, tokens, gap_s, now)
 
     def _chunked(self, data: bytes, now: float) -> None:
         """A chunked body that is no event stream."""
         end = self._chunks.walk(data)
-        self._carry = data[end:]
-        if len(self._carry) > MAX_HELD:
-            raise WireError("chunk too large")
         self.last_at = now
-        self.tail = (self.tail + data[:end])[-TAIL:]
-        if not self.first_at:
-            self.first_at = now
-            self._client.send(self._owner.on_answer(now, token=False))
-        self._send(self._framed(data[:end]))
-        if self._chunks.done:
-            self._complete(now)
+        if end:
+            frames = data[:end]
+            self.tail = (self.tail + frames)[-TAIL:]
+            passed = b"".join(payloads(frames)) if self._plain else frames
+            self._send(self._answer_head(now) + passed)
+        self._go_on(data, end, now)
 
     def _sized(self, data: bytes, now: float) -> None:
         """A body of known length: collected whole if it fits, so that it can still be retried."""
-        assert self.head is not None
-        assert self.head.length is not None
         self.last_at = now
-        if not self.first_at and self.head.length <= MAX_HELD:
-            if len(data) < self._left:
-                self._carry = data
-                return
-            body = data[: self._left]
-            self.tail = body[-TAIL:]
-            self._send(self._owner.on_answer(now, token=False) + body)
-            self._left = len(data) - self._left
-            self._complete(now)
+        missing = self._left - len(data)
+        if missing > 0 and not self.first_at and self._left <= MAX_HELD:
+            self._hold(data, missing)
             return
-        if not self.first_at:
-            self.first_at = now
-            self._client.send(self._owner.on_answer(now, token=False))
-        self._left -= len(data)
-        self._send(data)
-        if self._left <= 0:
+        body = data[: self._left]
+        self._left -= len(body)
+        self.tail = (self.tail + body)[-TAIL:]
+        self._send(self._answer_head(now) + body)
+        if not self._left:
+            self._carry = [data[len(body) :]] if missing < 0 else []
             self._complete(now)
 
     def _until_close(self, data: bytes, now: float) -> None:
@@ -282,36 +337,40 @@ class Relay:
         self.tail = (self.tail + data)[-TAIL:]
         self._send(data if self._plain else chunk(data))
 
+    def _answer_head(self, now: float) -> bytes:
+        """The head of an answer that is no event stream, with the first of its body."""
+        if self.first_at:
+            return b""
+        self.first_at = now
+        return self._owner.on_answer(now, token=False)
+
+    def _hold(self, data: bytes, missing: int = 0) -> None:
+        """Keep what is no whole part yet, until `missing` bytes more are there, or any."""
+        if len(data) + missing > MAX_HELD:
+            raise WireError("a part of the answer is too large")
+        self._carry = [data] if data else []
+        self._missing = missing
+
     def _complete(self, now: float) -> None:
-        if self._carry or self._left:
+        if self._carry:
             assert self.head is not None
             self.head.keep_alive = False  # more came than was announced
         self._owner.on_complete(now)
 
     # Towards the client.
 
-    def _framed(self, data: bytes) -> bytes:
-        """Whole chunks as this client shall see them."""
-        if not self._plain and not (self._strip and self.tail):
-            return data
-        payload = b"".join(payloads(data))
-        if self._strip and self.tail:
-            parts = payload.split(self._separator)
-            payload = self._separator.join(part for part in parts if self._flavor.last not in part)
-        if self._plain:
-            return payload
-        ending = LAST_CHUNK if self._chunks.done else b""
-        return (chunk(payload) if payload else b"") + ending
-
     def _send(self, data: bytes) -> None:
         if not self._client.send(data) and not self._paused_at:
             self._paused_at = self.last_at
+            self._leave_watch()  # when its chunks come from here on says little of the engine
             self.connection.pause()
 
     def resume(self, now: float) -> None:
         """The client reads again. What it cost does not count against the engine."""
         if self._paused_at:
-            self.token_at += now - self._paused_at
+            paused_s = now - self._paused_at
+            self.first_at += paused_s
+            self.token_at += paused_s
             self.last_at = now
             self._paused_at = 0.0
             self.connection.resume()
@@ -328,15 +387,15 @@ class Relay:
 
     def release(self) -> None:
         """The answer is no longer this relay's business."""
+        self._leave_watch()
+        if self._paused_at:
+            self.connection.resume()
+        self.mode = _ignore
+
+    def _leave_watch(self) -> None:
         if self._live:
             self._live = False
             self._watch.gone(self._burst)
-        self.mode = _ignore
-
-    @property
-    def failed(self) -> bool:
-        """The engine reported an error within the stream."""
-        return bool(ERROR.search(self.tail))
 
 
 def _ignore(data: bytes, now: float) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -32,6 +33,7 @@ from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.intake import (
     Body,
+    max_tokens,
     multipart_model,
     prefix_blocks,
     prompt_size,
@@ -40,6 +42,8 @@ from paceline.gateway.intake import (
 )
 from paceline.gateway.ports import Host
 from paceline.wire.server import HttpRequest, ServerConnection
+
+log = structlog.get_logger("paceline")
 
 OWN = re.compile(r"/(health(/.*)?|v1/(models|files|batches)(/.*)?)?")
 """Paths that Paceline answers itself."""
@@ -89,6 +93,14 @@ class Gateway:
         except PacelineError as error:
             headers = [("x-request-id", request_id), *error.headers()]
             connection.answer(error.status, error.to_openai(), headers=headers)
+        except Exception:  # a bug costs one request, not the others
+            exchange = connection.context
+            if isinstance(exchange, Exchange):
+                exchange.on_bug()
+            else:
+                log.exception("a bug ended a request", request_id=request_id)
+                failed = PacelineError("Paceline itself failed at this request.")
+                connection.answer(failed.status, failed.to_openai())
 
     def _relay(
         self, connection: ServerConnection, http: HttpRequest, request_id: str, now: float
@@ -112,7 +124,7 @@ class Gateway:
             weight=tier.weight,
             prompt_bytes=size,
             prompt_tokens=tokens,
-            max_tokens=_max_tokens(body),
+            max_tokens=max_tokens(body) if body is not None else None,
             blocks=prefix_blocks(text),
             streaming=bool(body is not None and body.stream),
             seed=int.from_bytes(self._random(4), "big"),
@@ -124,7 +136,7 @@ class Gateway:
 
     def _model(self, http: HttpRequest, body: Body | None) -> str:
         """The model that a request is for."""
-        asked = body.model if body is not None else multipart_model(http.body[:65536])
+        asked = body.model if body is not None else multipart_model(http.body)
         if asked is None:
             models = set(self.names.values())
             if len(models) == 1:
@@ -170,12 +182,3 @@ def _is_json(http: HttpRequest) -> bool:
         return False
     kind = http.headers.get("content-type", "application/json").lower()
     return not kind.startswith(("multipart/", "audio/", "application/octet-stream"))
-
-
-def _max_tokens(body: Body | None) -> int | None:
-    if body is None:
-        return None
-    return next(
-        (n for n in (body.max_completion_tokens, body.max_tokens, body.max_output_tokens) if n),
-        None,
-    )

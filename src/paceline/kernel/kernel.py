@@ -212,7 +212,7 @@ class Kernel:
         if not self._move(live, Event.DISPATCH_FAILED):
             return []
         if fact.blame:
-            live.worker.failed(now)
+            self._blame(live.worker, now)
         self._leave_worker(live)
         live.tried.append(fact.worker_id)
         live.because = f"{fact.worker_id}: {fact.because}"
@@ -226,7 +226,7 @@ class Kernel:
         live = self.requests.get(fact.request_id)
         if live is None or live.worker is None:
             return []
-        live.worker.failed(now)
+        self._blame(live.worker, now)
         self._move(live, Event.BROKE)
         return self._gone(live)
 
@@ -277,7 +277,7 @@ class Kernel:
         worker = self.workers.get(fact.worker_id)
         if worker is not None:
             worker.draining = True
-            self._touch(worker)
+            self.pools[worker.worker.model].regroup()
             self._forget_if_drained(worker)
         return []
 
@@ -299,6 +299,7 @@ class Kernel:
         if fact.report.prefill_budget:
             worker.windows.told(fact.report.prefill_budget)
         pool.touch(worker)
+        pool.regroup()
         return self._retry_held(worker.worker.model, now)
 
     def _timer(self, fact: TimerFired, now: float) -> list[Command]:
@@ -317,6 +318,10 @@ class Kernel:
     def _workers(self, model: str) -> list[WorkerState]:
         pool = self.pools.get(model)
         return list(pool.workers.values()) if pool is not None else []
+
+    def _blame(self, worker: WorkerState, now: float) -> None:
+        worker.failed(now)
+        self.pools[worker.worker.model].regroup()
 
     def _touch(self, worker: WorkerState) -> None:
         self.pools[worker.worker.model].touch(worker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import inf
 
 import msgspec
@@ -14,8 +14,6 @@ from paceline.kernel.worker import WorkerState
 from paceline.policy.lengths import OutputLengths, TokensPerByte
 from paceline.policy.steptime import pool_prior
 from paceline.policy.view import Ask, FleetView
-
-IDLE_REFRESH_S = 1.0
 
 
 class Pool:
@@ -31,6 +29,8 @@ class Pool:
         self._by_place: list[WorkerState] = []
         self._free: list[int] = []
         self._changed: set[int] = set()
+        self._usable: list[int] = []
+        self._usable_until = -inf
 
     def add(self, worker: Worker) -> WorkerState:
         """A worker joins. It starts from what its like have been seen to do."""
@@ -42,6 +42,7 @@ class Pool:
         self._by_place[place:] = [state, *self._by_place[place + 1 :]]
         self.prefixes.add(place)
         self._changed.add(place)
+        self.regroup()
         return state
 
     def remove(self, state: WorkerState) -> None:
@@ -49,17 +50,24 @@ class Pool:
         if self.workers.pop(state.worker.id, None) is not None:
             self.prefixes.remove(state.place)
             self._free.append(state.place)
+            self.regroup()
 
     def touch(self, state: WorkerState) -> None:
         """A worker's state has changed."""
         self._changed.add(state.place)
 
-    def usable(self, now: float, avoid: Iterable[str] = ()) -> list[int]:
+    def usable(self, now: float, avoid: Sequence[str] = ()) -> list[int]:
         """Places that may get new work; those to `avoid` only if there are no others."""
-        usable = [w for w in self._by_place if w.usable(now)]
-        barred = set(avoid)
-        fresh = [w.place for w in usable if w.worker.id not in barred]
-        return fresh or [w.place for w in usable]
+        if now >= self._usable_until:
+            self._usable = [w.place for w in self._by_place if w.usable(now)]
+            returns = [w.ejected_until for w in self._by_place if w.ejected_until > now]
+            self._usable_until = min(returns, default=inf)
+        fresh = [i for i in self._usable if self.view.ids[i] not in avoid] if avoid else []
+        return fresh or self._usable
+
+    def regroup(self) -> None:
+        """Which workers are usable may have changed."""
+        self._usable_until = -inf
 
     def refresh(self, now: float) -> FleetView:
         """The view as of now."""
@@ -81,9 +89,7 @@ class Pool:
             margin=self._margin,
             weight=request.weight,
             prompt_tokens=prompt,
-            output_tokens=self.lengths.quantile(
-                request.model, request.tenant, 0.6, max_tokens=request.max_tokens
-            ),
+            output_tokens=self.lengths.expected(request.model, request.tenant, request.max_tokens),
             cached={
                 place: min(depth * per_block, prompt - 1) * self._by_place[place].trust
                 for place, depth in held.items()

@@ -14,6 +14,8 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
+from paceline.domain.outcome import Outcome
+
 LEVELS = {  # nothing here is said at "critical"
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -21,37 +23,6 @@ LEVELS = {  # nothing here is said at "critical"
     "error": logging.ERROR,
     "off": logging.CRITICAL,
 }
-
-
-class RequestLine(msgspec.Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
-    """What became of one request. Fields that nothing is known of are left out of the line.
-
-    It has no field for headers or text, so that no key and no word of a client can get into a log.
-    """
-
-    id: str
-    tenant: str
-    tier: str
-    model: str
-    status: int
-    """The HTTP status that the client saw; 499 if it left before its answer was complete."""
-    worker: str = ""
-    """The last one tried; empty if none was."""
-    because: str = ""
-    """Why this worker, or why none."""
-    attempts: int = 0
-    predicted_ttft_s: float | None = None
-    ttft_s: float | None = None
-    predicted_itl_s: float | None = None
-    itl_s: float | None = None
-    stall_s: float | None = None
-    """The worst gap between two tokens."""
-    total_s: float | None = None
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    output_tokens: int | None = None
-    bytes_in: int = 0
-    bytes_out: int = 0
 
 
 def configure(
@@ -81,10 +52,43 @@ def configure(
     return log
 
 
-def request_line(log: FilteringBoundLogger, line: RequestLine) -> None:
-    """Say what became of a request. Costs about 10 µs as JSON, nearly nothing when off."""
+def request_line(log: FilteringBoundLogger, outcome: Outcome) -> None:
+    """Say what became of a request; fields of which nothing is known are left out.
+
+    Nothing here reads headers or text: no key and no word of a client can get into a log. A line
+    costs less than 20 µs as JSON.
+    """
+    request, predicted = outcome.request, outcome.predicted
+    fields = {
+        "id": request.id,
+        "tenant": request.tenant,
+        "tier": request.tier,
+        "model": request.model,
+        "worker": outcome.worker,
+        "status": outcome.status,
+        "error": outcome.error,
+        "because": outcome.because,
+        "attempts": outcome.attempts,
+        "kept": outcome.kept,
+        "queued_s": outcome.queued_s,
+        "predicted_ttft_s": predicted.ttft_s if predicted else None,
+        "ttft_s": outcome.ttft_s,
+        "predicted_itl_s": predicted.itl_s if predicted else None,
+        "itl_s": outcome.itl_s,
+        "stall_s": outcome.stall_s,
+        "seconds": outcome.seconds,
+        "prompt_bytes": request.prompt_bytes,
+        "prompt_tokens": outcome.prompt_tokens,
+        "cached_tokens": outcome.cached_tokens,
+        "output_tokens": outcome.output_tokens,
+    }
+    known = {
+        name: round(value, 6) if isinstance(value, float) else value  # digits after µs are noise
+        for name, value in fields.items()
+        if value is not None and value != ""
+    }
     with contextlib.suppress(OSError):  # a full disk or a closed pipe costs no request
-        log.info("request", **msgspec.to_builtins(line))
+        log.info("request", **known)
 
 
 _encode = msgspec.json.Encoder(enc_hook=repr).encode

@@ -46,36 +46,34 @@ class Forecast:
             cached[place] = tokens
         own = np.maximum(ask.prompt_tokens - cached, 1.0)
         own_kv = ask.prompt_tokens + 0.5 * ask.output_tokens
-        streams, kv = view.streams, view.kv
-        all_streams, all_kv = streams + view.arriving, kv + view.kv_arriving
+        streams, kv, ahead = view.streams, view.kv, view.ahead
+        everyone = streams + view.arriving
         # What is ahead and the own prompt go in chunks beside the decodes: so many full steps
-        # and a last one, whose attention work is taken to be spread evenly.
+        # and a last one, over which their attention work is spread evenly.
         room = np.maximum(view.budget - streams, 64.0)
-        work = view.ahead + own
+        work = ahead + own
         full_steps = np.ceil(work / room) - 1.0
-        q = 0.5 * view.ahead**2 + own * (cached + 0.5 * own)
-        q_each = q / (full_steps + 1.0)
-        none = np.zeros_like(own)
-        decode_s, probe_s, full_s, last_s, before_s, joined_s = view.slowdown(
-            ask.now
-        ) * view.base_s(
-            np.array(
-                (
-                    streams,
-                    streams + PROBE,
-                    streams + room,
-                    streams + work - full_steps * room,
-                    all_streams,
-                    all_streams + 1.0,
-                )
-            ),
-            np.array((kv, kv, kv, kv, all_kv, all_kv + own_kv)),
-            np.array((none, none + 0.5 * PROBE**2, q_each, q_each, none, none)),
-        )
-        under_way_s = np.where(all_streams > 0, 0.5 * decode_s, 0.0)
+        q_each = (0.5 * ahead * ahead + own * (cached + 0.5 * own)) / (full_steps + 1.0)
+        tokens, context, attention = map(np.zeros, 3 * ((7, len(own)),))
+        tokens[:4] = streams
+        tokens[1] += PROBE
+        tokens[2] += room
+        tokens[3] += work - full_steps * room
+        tokens[4] = np.minimum(streams + ahead, view.budget)
+        tokens[5:] = everyone
+        tokens[6] += 1.0
+        context[:5] = kv
+        context[5:] = kv + view.kv_arriving
+        context[6] += own_kv
+        attention[1] = 0.5 * PROBE * PROBE
+        attention[2:4] = q_each
+        steps_s = view.base_s(tokens, context, attention)
+        steps_s *= view.slowdown(ask.now, steps_s[4])
+        decode_s, probe_s, full_s, last_s, _, before_s, joined_s = steps_s
+        under_way_s = np.where(everyone > 0, 0.5 * decode_s, 0.0)
         self.ttft_s = view.overhead_s + under_way_s + full_steps * full_s + last_s
-        # Time between tokens: steps without prefill, stretched by the share of time that prefill
-        # takes; for residents also this prompt's own prefill, spread over the tokens of an answer.
+        # Between tokens there are steps without prefill, stretched by the share of time that
+        # prefill takes; residents also wait for this prompt, which is spread over an answer.
         token_s = (probe_s - decode_s) / PROBE
         spare = 1.0 - np.minimum(view.prefill_rate * token_s, MAX_PREFILL_SHARE)
         self.before_s = before_s / spare
@@ -83,35 +81,41 @@ class Forecast:
         prefill_s = own * token_s
         self.after_s = self.itl_s + prefill_s / max(ask.output_tokens, 16.0)
         slower_s = 0.5 * ask.output_tokens * (self.itl_s - self.before_s)
-        self.delay_s = (
-            self.ttft_s + ask.output_tokens * self.itl_s + all_streams * (prefill_s + slower_s)
-        )
-        self.kv_left = KV_FULL - (all_kv + view.ahead + own_kv) / view.kv_capacity
+        served_s = self.ttft_s + ask.output_tokens * self.itl_s
+        self.delay_s = served_s + everyone * (prefill_s + slower_s)
+        self.kv_left = KV_FULL - (context[6] + ahead) / view.kv_capacity
 
 
-def loss(promise_s: float, predicted_s: Array, spread: Array) -> Array:
+def loss(promise_s: Array, predicted_s: Array, spread: Array) -> Array:
     """-log of the chance that a promise is kept (1.7: a logistic is nearly a normal curve)."""
-    if promise_s == np.inf:
-        return np.zeros_like(predicted_s)
-    ratio = np.log(max(promise_s, 1e-3) / predicted_s) * (1.7 / spread)
-    odds: Array = np.logaddexp(0.0, -ratio)
+    odds: Array = np.logaddexp(0.0, np.log(predicted_s / promise_s) * (1.7 / spread))
     return odds
 
 
 def cost(view: FleetView, ask: Ask, forecast: Forecast) -> Array:
     """Cost of every worker, in units of -log P."""
+    promise = ask.promise
     itl_spread = np.maximum(view.spread, ITL_SPREAD)
-    kept = 1.0 - ask.margin
-    own = loss(kept * ask.promise.ttft_s, forecast.ttft_s, np.maximum(view.spread, TTFT_SPREAD))
-    own = own + loss(kept * ask.promise.itl_s, forecast.itl_s, itl_spread)
-    harm = np.zeros_like(own)
+    cases: list[
+        tuple[float, Array, Array, Array | float]
+    ] = []  # promise, predicted, spread, weight
+    if promise.ttft_s < np.inf:
+        ttft_spread = np.maximum(view.spread, TTFT_SPREAD)
+        cases.append((promise.ttft_s, forecast.ttft_s, ttft_spread, ask.weight))
+    if promise.itl_s < np.inf:
+        cases.append((promise.itl_s, forecast.itl_s, itl_spread, ask.weight))
     for itl_s, residents in view.promised.items():
-        if itl_s != np.inf:
-            rise = loss(kept * itl_s, forecast.after_s, itl_spread)
-            harm += residents * (rise - loss(kept * itl_s, forecast.before_s, itl_spread))
-    delay = DELAY_WEIGHT * forecast.delay_s / forecast.delay_s.min()
-    crowded = np.maximum(-forecast.kv_left, 0.0) * 100.0
-    total: Array = ask.weight * own + harm + delay + crowded
+        if itl_s < np.inf:
+            cases.append((itl_s, forecast.after_s, itl_spread, residents))
+            cases.append((itl_s, forecast.before_s, itl_spread, -residents))
+    total: Array = DELAY_WEIGHT * forecast.delay_s / forecast.delay_s.min()
+    total += np.maximum(-forecast.kv_left, 0.0) * 100.0
+    if cases:
+        promises, predicted, spreads, weights = zip(*cases, strict=True)
+        kept = np.maximum(np.array(promises) * (1.0 - ask.margin), 1e-3)[:, None]
+        losses = loss(kept, np.array(predicted), np.array(spreads))
+        for row, weight in zip(losses, weights, strict=True):
+            total += row * weight
     return total
 
 

@@ -27,6 +27,11 @@ PRIOR_ANSWERS = 8.0
 MOST_KEYS = 4096
 """Pairs of model and tenant remembered; the one unheard of for longest is forgotten first."""
 
+EXPECTED = 0.6
+"""Which quantile stands for the length of an answer: long ones cost more than short ones save."""
+FRESH = 16
+"""Requests for which an expected length is reused."""
+
 Histogram = NDArray[np.float64]
 
 
@@ -45,6 +50,18 @@ class OutputLengths:
         self._counts: dict[tuple[str, str], Histogram] = {}
         """By (model, tenant), least recently learned first; tenant "" is the whole model."""
         self._guess = _guess()
+        self._expected: dict[tuple[str, str], tuple[int, float]] = {}
+        """What was last said of each key, and how often it may be said again."""
+
+    def expected(self, model: str, tenant: str, max_tokens: int | None = None) -> float:
+        """`EXPECTED` quantile of a whole answer; computed anew for every so-manyth request."""
+        times, length = self._expected.get((model, tenant), (0, 0.0))
+        if not times:
+            if len(self._expected) >= MOST_KEYS:
+                self._expected.clear()
+            times, length = FRESH, self.quantile(model, tenant, EXPECTED)
+        self._expected[model, tenant] = (times - 1, length)
+        return length if max_tokens is None else min(length, float(max_tokens))
 
     def learn(self, model: str, tenant: str, output_tokens: int) -> None:
         """An answer ended by itself or at its limit after so many tokens."""

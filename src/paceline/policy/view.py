@@ -114,20 +114,24 @@ class FleetView:
         """Seconds of steps at normal speed, of shape (k, workers) like the arguments: tokens of
         the step, context of the streams, attention work of the prefill."""
         segments = np.minimum(np.maximum(tokens[:, None] - _LOW, 0.0), _WIDTH)
-        by_tokens: Array = (self._slopes * segments).sum(axis=1)
-        return self.base + by_tokens + self.kv_s * kv + self.q_s * q
+        segments *= self._slopes
+        seconds: Array = segments.sum(axis=1)
+        seconds += self.base
+        seconds += self.kv_s * kv
+        seconds += self.q_s * q
+        return seconds
 
-    def slowdown(self, now: float) -> Array:
-        """Factor on step times just now: what was seen, relaxed while nothing is seen, and
-        stretched by a gap that has been open for longer than a step should take."""
+    def slowdown(self, now: float, usual_s: Array) -> Array:
+        """Factor on step times just now, where a step would usually take `usual_s`.
+
+        It is what was seen of late, relaxed while nothing is seen, and stretched by a gap that has
+        been open for longer than a step should take.
+        """
         silent_s = np.maximum(now - self.last_step_at, 0.0)
         busy = self.streams + self.arriving > 0
-        relaxed = self.gain ** np.where(busy, 1.0, 0.5 ** (silent_s / RELAX_S))
-        tokens = np.minimum(self.streams + self.ahead, self.budget)
-        base_s = self.base_s(tokens[None], self.kv[None], np.zeros((1, 1)))[0]
-        usual_s = base_s * relaxed * self.p99 + self.overhead_s
-        stretch = np.where(busy, np.maximum(silent_s / (usual_s + 1e-4), 1.0), 1.0)
-        slow: Array = relaxed * stretch
+        relaxed = np.where(busy, self.gain, self.gain ** (0.5 ** (silent_s / RELAX_S)))
+        late = silent_s / (usual_s * relaxed * self.p99 + self.overhead_s + 1e-4)
+        slow: Array = relaxed * np.where(busy, np.maximum(late, 1.0), 1.0)
         return slow
 
 

@@ -80,7 +80,14 @@ class PrefillWindows:
     """Books the prompts of one worker on its steps."""
 
     def __init__(self, budget: int = 0) -> None:
-        self._told = budget
+        self._told = budget > 0
+        self.budget = budget or USUAL_BUDGET
+        """Tokens that a step may hold: told, else learned."""
+        self.overhead_s = 0.0
+        """Seconds that a request spends outside of steps: link, HTTP, tokenising.
+
+        A request sent at any moment of a step waits for its end too, so the least waits show it.
+        """
         self._votes = dict.fromkeys(BUDGETS, 0.0)
         self._waiting: dict[str, _Prompt] = {}
         """Sent, no token yet; in the order of sending."""
@@ -91,25 +98,9 @@ class PrefillWindows:
         self._waits: deque[float] = deque(maxlen=WAITS)
         self._withheld: list[Observation] = []
 
-    @property
-    def budget(self) -> int:
-        """Tokens that a step may hold: told, else learned."""
-        if self._told:
-            return self._told
-        near = USUAL_BUDGET.bit_length()
-        return max(BUDGETS, key=lambda b: (self._votes[b], -abs(b.bit_length() - near)))
-
-    @property
-    def overhead_s(self) -> float:
-        """Seconds that a request spends outside of steps: link, HTTP, tokenising.
-
-        A request sent at any moment of a step waits for its end too, so the least waits show it.
-        """
-        return sorted(self._waits)[len(self._waits) // 10] if self._waits else 0.0
-
     def told(self, budget: int) -> None:
         """The engine or the operator says how many tokens a step may hold."""
-        self._told = budget
+        self._told, self.budget = True, budget
 
     def dispatched(self, request_id: str, uncached: int, context: int, sent_at: float) -> None:
         """A request was sent; `context` of its prompt tokens are believed to be cached."""
@@ -205,6 +196,7 @@ class PrefillWindows:
             done += chunk
         if prompt.alone:
             self._waits.append(max(taken[-1][0].began_at - prompt.sent_at, 0.0))
+            self.overhead_s = sorted(self._waits)[len(self._waits) // 10]
 
     def _learn_budget(self, prompt: _Prompt) -> None:
         """A prompt alone lengthens ceil(tokens / (budget − streams)) steps: which budgets fit?"""
@@ -219,6 +211,8 @@ class PrefillWindows:
         for budget in BUDGETS:
             fits = ceil(prompt.uncached / max(budget - newest.streams, 1)) == steps
             self._votes[budget] = 0.95 * self._votes[budget] + fits
+        near = USUAL_BUDGET.bit_length()
+        self.budget = max(BUDGETS, key=lambda b: (self._votes[b], -abs(b.bit_length() - near)))
 
     def _settle(self, past: _Past) -> list[Observation]:
         if past.spoiled or past.seconds <= 0:

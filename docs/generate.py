@@ -1,0 +1,424 @@
+"""What does the code say of itself? Writes docs/reference from it.
+
+python docs/generate.py            write the pages anew
+python docs/generate.py --check    exit 1 if one of them is not what the code says
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import msgspec
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from paceline.cli import app as command_line
+from paceline.config import settings
+from paceline.domain import commands, errors, facts
+from paceline.domain.outcome import Outcome
+from paceline.domain.promise import Promise
+from paceline.domain.request import LIFECYCLE, Request, State
+from paceline.domain.worker import Worker
+from paceline.enginemodel import PROFILES
+from paceline.engines.emulated import EngineSettings, faults
+from paceline.engines.emulated.server import EmulatedEngine
+from paceline.gateway import auth
+from paceline.gateway.flavors import FLAVORS
+from paceline.gateway.ordinary import ordinary_app
+from paceline.gateway.relay import GAP_BOUNDS
+from paceline.kernel import Kernel
+from paceline.observe.admin import admin_app
+from paceline.observe.metrics import Metrics
+from paceline.policy.route import POLICIES
+
+REFERENCE = Path(__file__).parent / "reference"
+NOTICE = "<!-- Written by docs/generate.py from the code. Do not edit. -->\n\n"
+
+ENDPOINTS = {
+    "/v1/models": "The models on offer, aliases included.",
+    "/v1/models/{name:path}": "One of them; 404 for an unknown name.",
+    "/health/live": "200 while the process runs.",
+    "/health/ready": "200 when every model has a usable worker, else 503.",
+    "/metrics": "All metrics in Prometheus' text format; see [Metrics](metrics.md).",
+    "/paceline/v1/fleet": "Every worker: what is in flight, what was learned of its timing, how "
+    "well its predictions fit.",
+    "/paceline/v1/decisions": "The newest commands with their reasons, newest first; `limit` "
+    "(1 to 1,000) and `request_id` narrow them.",
+    "/v1/chat/completions": "Chat. Streamed answers are timed token by token.",
+    "/v1/completions": "Completions; a prompt of token ids is counted exactly.",
+    "/v1/responses": "OpenAI's Responses.",
+    "/v1/messages": "Anthropic's Messages.",
+    "/v1/embeddings": "Embeddings.",
+    "/health": "200.",
+    "/ping": "200.",
+    "/version": "The version of vLLM that is imitated.",
+    "/load": "Requests that are not finished.",
+    "/kv_event_sources": "None.",
+    "/tokenize": "Token ids of a text.",
+    "/emulate/state": "What runs, waits and was ordered.",
+    "/emulate/slowdown": "Steps take `factor` times as long.",
+    "/emulate/hang": "No step ends for a while.",
+    "/emulate/crash": "All connections and the listener are gone.",
+    "/emulate/fault": "The next generations go wrong.",
+    "/emulate/reset": "No slowdown, no hang, no faults.",
+}
+"""A sentence for each endpoint whose handler has none."""
+
+
+def pages() -> dict[Path, str]:
+    """Every page of the reference."""
+    written = {
+        "config.md": config_page(),
+        "cli.md": cli_page(),
+        "http.md": http_page(),
+        "metrics.md": metrics_page(),
+        "policies.md": policies_page(),
+        "kernel.md": kernel_page(),
+        "emulated-engine.md": emulated_page(),
+    }
+    return {REFERENCE / name: NOTICE + text for name, text in written.items()}
+
+
+def main(arguments: Sequence[str]) -> int:
+    stale = {
+        path: text
+        for path, text in pages().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    }
+    for path, text in stale.items():
+        if "--check" in arguments:
+            print(f"{path} is stale: run `make docs`", file=sys.stderr)
+        else:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    return 1 if stale and "--check" in arguments else 0
+
+
+# Pages.
+
+
+def config_page() -> str:
+    parts = [
+        "# Configuration\n\n"
+        "One YAML file, read by `paceline serve --config FILE` and checked by `paceline check`. "
+        "An unknown key is refused, and the nearest known one is named. `${NAME}` reads the "
+        "environment, `${NAME:-default}` with something to fall back to.\n",
+    ]
+    for where, struct in sections("", settings.Config):
+        title = f"`{where}`" if where else "Top level"
+        rows = [(f"`{key}`", default, text) for key, default, text in documented(struct)]
+        parts.append(f"## {title}\n\n{doc(struct)}\n\n{table(('key', 'default', ''), rows)}")
+    later = ", ".join(f"`{key}`" for key in settings.LATER)
+    parts.append(f"Keys of versions to come ({later}) are refused until they do something.\n")
+    return "\n".join(parts)
+
+
+def cli_page() -> str:
+    group: Any = typer.main.get_command(command_line)
+    parts = [f"# Command line\n\n{group.help}\n", table(("option", "default", ""), options(group))]
+    for name, command in sorted(group.commands.items()):
+        arguments = [p.name.upper() for p in command.params if p.param_type_name == "argument"]
+        usage = " ".join(("[OPTIONS]", *arguments))
+        parts.append(
+            f"## paceline {name}\n\n{doc(command.callback, command.help)}\n\n"
+            f"    paceline {name} {usage}\n\n" + table(("option", "default", ""), options(command))
+        )
+    return "\n".join(parts)
+
+
+def http_page() -> str:
+    own = ordinary_app({}, 0.0, lambda: True)
+    headers = (*auth.TTFT_HEADERS, *auth.TPOT_HEADERS, *auth.OBJECTIVE_HEADERS)
+    tree = inspect.cleandoc(errors.__doc__ or "").split("\n\n")[1]
+    return f"""# HTTP
+
+## Clients' listener
+
+Paceline answers these itself:
+
+{table(("method", "path", ""), starlette_routes(own))}
+Generations pass through the relay to a worker, from `POST` with a JSON body:
+
+{table(("path", ""), ((f"`{path}`", ENDPOINTS[path]) for path in FLAVORS))}
+Every other `/v1/*` path, such as `/v1/embeddings`, is passed to a worker of the model that the body
+names, and its answer is passed back; a multipart form may name the model too. `/v1/files` and
+`/v1/batches` are reserved.
+
+**Request headers.** `Authorization: Bearer KEY` or `x-api-key` say who asks. `x-request-id` names
+the request, if nothing of that name is under way. These ask for less than one may have, never for
+more: {", ".join(f"`{name}`" for name in headers)}, and `service_tier` in the body.
+
+**Response headers.** `x-paceline-worker`, `x-paceline-tier`, `x-request-id` and `Server-Timing`
+(`queue` and `ttft`, or `engine` for an answer that is no stream, in milliseconds).
+
+**Errors** have the shape of OpenAI's API. 429 and 503 carry `Retry-After`.
+
+{tree}
+
+A stream that breaks after its first token ends with `data: {{"error": …}}` and without `[DONE]`.
+
+## Admin listener
+
+For operators; keep it private.
+
+{table(("method", "path", ""), starlette_routes(admin_of(Kernel())))}
+The emulated engine's endpoints, and the faults that it takes orders for, stand on
+[its own page](emulated-engine.md)."""
+
+
+def metrics_page() -> str:
+    rows = []
+    for family in text_string_to_metric_families(exposition()):
+        labels = dict.fromkeys(
+            f"`{label}`" for sample in family.samples for label in sample.labels if label != "le"
+        )
+        name = family.name + "_total" * (family.type == "counter")
+        rows.append((f"`{name}`", family.type, ", ".join(labels), family.documentation))
+    rows = [row for row in rows if not row[0].endswith("_created`")]
+    return (
+        "# Metrics\n\n`GET /metrics` on the admin listener, in Prometheus' text format. Times are "
+        "in seconds. What they are good for: [Read the metrics](../how-to/metrics.md).\n\n"
+        + table(("metric", "type", "labels", ""), rows)
+    )
+
+
+def policies_page() -> str:
+    rows = [(f"`{name}`", doc(policy)) for name, policy in POLICIES.items()]
+    return (
+        "# Routing policies\n\nSet with `routing.policy`. [Routing](../concepts.md#routing) says "
+        "how `headroom` decides; the others are there to compare with.\n\n"
+        + table(("policy", "takes"), rows)
+    )
+
+
+def kernel_page() -> str:
+    arrows = [
+        f"    {here.name} --> {there.name}: {event.value}"
+        for here, leads in LIFECYCLE.items()
+        for event, there in leads.items()
+    ]
+    ends = [f"    {state.name} --> [*]" for state, leads in LIFECYCLE.items() if not leads]
+    diagram = "\n".join(["stateDiagram-v2", f"    [*] --> {State.QUEUED.name}", *arrows, *ends])
+    return f"""# Facts, commands and the life of a request
+
+The kernel takes facts and gives commands; see [Architecture](../architecture.md).
+
+## The life of a request
+
+```mermaid
+{diagram}
+```
+
+An event that a state does not name is a late echo and changes nothing.
+
+## Facts
+
+{table(("fact", "fields", ""), structs(facts, get_args(facts.Fact)))}
+## Commands
+
+{table(("command", "fields", ""), structs(commands, get_args(commands.Command)))}"""
+
+
+def emulated_page() -> str:
+    orders = [s for s in vars(faults).values() if isinstance(s, type) and issubclass(s, Struct)]
+    bodies = "\n".join(
+        f"### `POST /emulate/{order.__name__.lower()}`\n\n{doc(order)}\n\n"
+        + table(
+            ("field", "default", ""),
+            (
+                (f"`{key}`", default, text or choices(order, key))
+                for key, default, text in documented(order)
+            ),
+        )
+        for order in orders
+        if order is not Struct
+    )
+    profiles = [
+        (
+            f"`{name}`",
+            f"{profile.weights_s * 1e3:g}",
+            f"{profile.kv_tokens:,}",
+            f"{profile.max_num_seqs:,}",
+            f"{profile.max_num_batched_tokens:,}",
+        )
+        for name, profile in PROFILES.items()
+    ]
+    rows = [(f"`{key}`", default, text) for key, default, text in documented(EngineSettings)]
+    return f"""# Emulated engine
+
+`paceline engine --emulate PROFILE` speaks vLLM's API and takes as long as the profile says, without
+a GPU. `paceline engine --config FILE` runs several in one process, from a list `engines:` of
+
+{table(("key", "default", ""), rows)}
+## Profiles
+
+{table(("profile", "empty step, ms", "KV tokens", "streams", "tokens a step"), profiles)}
+## Endpoints
+
+{table(("method", "path", ""), emulated_routes())}
+## Faults on command
+
+{bodies}"""
+
+
+# What the pages are made of.
+
+Struct = msgspec.Struct
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = (" | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in r) for r in lines)
+    return "".join(f"| {line} |\n" for line in cells)
+
+
+def doc(thing: object, text: str | None = None) -> str:
+    """The docstring, on one line."""
+    return " ".join((text or inspect.getdoc(thing) or "").split())
+
+
+def sections(where: str, struct: type[Struct]) -> Iterator[tuple[str, type[Struct]]]:
+    """Every part of the configuration with its place, outer parts first."""
+    yield where, struct
+    hints = get_type_hints(struct)
+    for field in msgspec.structs.fields(struct):
+        found = list(parts_of(hints[field.name], ""))
+        for suffix, part in found:
+            place = f"{where}.{field.encode_name}" if where else field.encode_name
+            yield from sections(place + suffix, part)
+
+
+def parts_of(hint: Any, suffix: str) -> Iterator[tuple[str, type[Struct]]]:
+    """The structs of the settings within a type, each with how its place is written."""
+    if isinstance(hint, type) and hint.__module__ == settings.__name__:
+        yield suffix, hint
+    more = {tuple: "[]", dict: ".NAME"}.get(get_origin(hint) or hint, "")
+    for part in get_args(hint):
+        yield from parts_of(part, suffix + more)
+
+
+def documented(struct: type[Struct]) -> Iterator[tuple[str, str, str]]:
+    """Each field of a struct as it is written, its default, and its sentence."""
+    texts = sentences(struct)
+    for field in msgspec.structs.fields(struct):
+        yield field.encode_name, default_of(field), texts.get(field.name, "")
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> str:
+    if field.required:
+        return "required"
+    value = field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        value = field.default_factory()
+    if value is None or value in ("", (), {}) or isinstance(value, Struct):
+        return f"`{value}`" if type(value).__name__ == "Address" else ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+@cache
+def sentences(struct: type[Struct]) -> dict[str, str]:
+    """The docstrings below a class's fields."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(struct)))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def choices(struct: type[Struct], field: str) -> str:
+    """The values of a `Literal`; empty for other types."""
+    values = get_args(get_type_hints(struct)[field])
+    return ", ".join(f"`{value}`" for value in values if isinstance(value, str))
+
+
+def options(command: Any) -> Iterator[tuple[str, str, str]]:
+    for option in command.params:
+        names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+        if option.param_type_name == "argument":
+            names = f"`{option.name.upper()}`"
+        default = option.default
+        told = isinstance(default, str | int | float) and default is not False and default != ""
+        shown = "required" if option.required else f"`{default}`" if told else ""
+        yield names, shown, option.help or ""
+
+
+def starlette_routes(app: Starlette) -> Iterator[tuple[str, str, str]]:
+    for route in app.routes:
+        if isinstance(route, Route):
+            methods = ", ".join(sorted((route.methods or set()) - {"HEAD"}))
+            path = route.path.replace(":path", "")
+            yield methods, f"`{path}`", doc(route.endpoint) or ENDPOINTS[route.path]
+
+
+def emulated_routes() -> Iterator[tuple[str, str, str]]:
+    async def made() -> EmulatedEngine:
+        return EmulatedEngine(EngineSettings(), "127.0.0.1")
+
+    engine = asyncio.run(made())
+    for method, paths in (("GET", engine._get), ("POST", engine._post)):
+        for path in paths:
+            yield method, f"`{path}`", ENDPOINTS[path]
+
+
+def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple[str, str, str]]:
+    for kind in kinds:
+        names = ", ".join(f"`{field.name}`" for field in msgspec.structs.fields(kind))
+        text = doc(kind) if kind.__doc__ else ""
+        yield f"`{kind.__name__}`", names, text
+
+
+def admin_of(kernel: Kernel) -> Starlette:
+    metrics = Metrics(kernel, {}, GAP_BOUNDS)
+    return admin_app(kernel, metrics, lambda: (), lambda: 0.0, lambda: True)
+
+
+def exposition() -> str:
+    """The metrics after one request on one worker, so that every family has a sample."""
+    kernel = Kernel()
+    kernel.handle(facts.WorkerAdded(Worker("w", "m", "http://w")), 0.0)
+    request = Request("r", "m", "t", "standard", Promise())
+    kernel.handle(facts.RequestArrived(request), 0.0)
+    gaps = {("m", "standard", "w"): [0] * (len(GAP_BOUNDS) + 1)}
+    metrics = Metrics(kernel, gaps, GAP_BOUNDS)
+    over = Outcome(
+        request=request,
+        worker="w",
+        status=200,
+        error="",
+        attempts=2,
+        because="",
+        predicted=None,
+        queued_s=1.0,
+        ttft_s=1.0,
+        itl_s=1.0,
+        stall_s=1.0,
+        seconds=1.0,
+        prompt_tokens=1,
+        cached_tokens=1,
+        output_tokens=1,
+    )
+    metrics.closed(over)
+    return metrics.text().decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""Do only such generations go on elsewhere that end the same?"""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.engines.adapter import ADAPTERS, Adapter, make_adapter
+from paceline.engines.continuation import STATEFUL
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+ASK = {"role": "user", "content": "Hi"}
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"stream": True, "messages": [ASK]},
+    TEXT: {"stream": True, "prompt": "Once"},
+}
+
+
+def adapter(kind: str) -> Adapter:
+    return make_adapter(kind, "http://engine", "m", "")
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@given(prompt=st.text(), text=st.text(min_size=1))
+def test_a_text_goes_on_where_it_ended(kind: str, prompt: str, text: str) -> None:
+    body = {"prompt": prompt, "seed": 1, "stream": True}
+    assert adapter(kind).continuation(TEXT, body, text, None) == body | {"prompt": prompt + text}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_token_ids_go_on_as_token_ids(kind: str) -> None:
+    body = {"prompt": [1, 2]}
+    assert adapter(kind).continuation(TEXT, body, "x", [3]) == {"prompt": [1, 2, 3]}
+    assert adapter(kind).continuation(TEXT, body, "x", None) is None
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_only_a_single_prompt_goes_on(kind: str) -> None:
+    go_on = adapter(kind).continuation
+    assert go_on(TEXT, {"prompt": ["a"]}, "b", None) == {"prompt": "ab"}
+    assert go_on(TEXT, {"prompt": [[1]]}, "b", [2]) == {"prompt": [1, 2]}
+    assert go_on(TEXT, {"prompt": ["a", "b"]}, "c", None) is None
+    assert go_on(TEXT, {"prompt": [[1], [2]]}, "c", [3]) is None
+    assert go_on(TEXT, {}, "c", [3]) is None
+
+
+def test_a_chat_at_vllm_goes_on_within_the_answer() -> None:
+    assert adapter("vllm").continuation(CHAT, BODIES[CHAT], "Hel", None) == {
+        "stream": True,
+        "messages": [ASK, {"role": "assistant", "content": "Hel"}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    }
+
+
+def test_a_chat_that_began_as_a_continuation_stays_one_message() -> None:
+    begun = {"role": "assistant", "content": "Hel"}
+    body = BODIES[CHAT] | {"messages": [ASK, begun]}
+    longer = [ASK, {"role": "assistant", "content": "Hello"}]
+    at_vllm = adapter("vllm").continuation(CHAT, body | {"continue_final_message": True}, "lo", [])
+    assert at_vllm is not None
+    assert at_vllm["messages"] == longer
+    assert adapter("llamacpp").continuation(CHAT, body, "lo", []) == body | {"messages": longer}
+
+
+def test_a_chat_at_llamacpp_goes_on_in_streams_only() -> None:
+    go_on = adapter("llamacpp").continuation
+    longer = [ASK, {"role": "assistant", "content": "Hel"}]
+    assert go_on(CHAT, BODIES[CHAT], "Hel", None) == {"stream": True, "messages": longer}
+    assert go_on(CHAT, {"messages": [ASK]}, "Hel", None) is None
+
+
+def test_a_chat_goes_on_nowhere_else() -> None:
+    assert adapter("openai").continuation(CHAT, BODIES[CHAT], "Hel", None) is None
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/embeddings"])
+def test_other_endpoints_cannot_go_on(kind: str, path: str) -> None:
+    assert adapter(kind).continuation(path, BODIES[CHAT], "x", None) is None
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"n": 2},
+        {"best_of": 3},
+        {"logprobs": 0},
+        {"response_format": {"type": "json_object"}},
+        *({name: [1]} for name in STATEFUL),
+    ],
+)
+def test_what_keeps_state_beside_its_tokens_cannot_go_on(
+    kind: str, path: str, field: dict[str, Any]
+) -> None:
+    assert adapter(kind).continuation(path, BODIES[path] | field, "x", [1]) is None
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"n": 1},
+        {"n": None},
+        {"logprobs": False},
+        {"tools": []},
+        {"echo": False},
+        {"response_format": {"type": "text"}},
+    ],
+)
+def test_fields_that_ask_for_nothing_do_not_hinder(field: dict[str, Any]) -> None:
+    body = BODIES[TEXT] | field
+    assert adapter("vllm").continuation(TEXT, body, "x", None) == body | {"prompt": "Oncex"}
+
+
+@given(
+    st.sampled_from([CHAT, TEXT]),
+    st.dictionaries(
+        st.sampled_from(["messages", "prompt", "n", "response_format", "stream"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.sampled_from(["role", "content"]), inner)
+            ),
+            max_leaves=5,
+        ),
+    ),
+)
+def test_no_body_is_too_strange_to_be_judged(path: str, body: dict[str, Any]) -> None:
+    for kind in ADAPTERS:
+        adapter(kind).continuation(path, body, "x", [1])
+
+
+def test_priority_is_sent_only_where_it_is_read() -> None:
+    assert adapter("vllm").extras(CHAT, 2) == {"priority": 2}
+    assert adapter("vllm").extras("/v1/messages", 2) == {}
+    assert adapter("llamacpp").extras(CHAT, 2) == {}
+    assert adapter("openai").extras(CHAT, 2) == {}
