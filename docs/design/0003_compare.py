@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "kernel"))
 from virtual_fleet import VirtualFleet, attainment, poisson
 
 from paceline.domain.promise import Promise
-from paceline.policy.headroom import Forecast, headroom, prediction
-from paceline.policy.route import POLICIES, Choice
-from paceline.policy.view import Ask, FleetView
+from paceline.policy.headroom import Forecast, forecast, headroom
+from paceline.policy.route import POLICIES, Choice, Fleet
+from paceline.policy.standing import Ask
 
 FAST, SLOW = "h100-llama-8b", "a100-llama-8b"
 PROMISE = Promise(ttft_s=0.5, itl_s=0.02)
@@ -32,23 +32,29 @@ CASES = (
 )
 
 
-def threshold(view: FleetView, ask: Ask, places: Sequence[int]) -> Choice:
+def rooms(fleet: Fleet, ask: Ask, places: Sequence[int]) -> dict[int, tuple[float, Forecast]]:
+    """Headroom and forecast of each place."""
+    found = {}
+    for i in places:
+        worker = fleet.standing(i, ask.now)
+        seen = forecast(worker, ask, ask.cached.get(i, 0.0))
+        found[i] = headroom(worker, ask, seen), seen
+    return found
+
+
+def threshold(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     """The first design: least cost among those with enough headroom, else most headroom."""
-    forecast = Forecast(view, ask)
-    rooms = {i: headroom(view, ask, forecast, i) for i in places}
-    fits = [i for i in places if rooms[i] >= ask.margin]
+    found = rooms(fleet, ask, places)
+    fits = [i for i in places if found[i][0] >= ask.margin]
     if fits:
-        best = min(fits, key=lambda i: (float(forecast.delay_s[i]), i))
-    else:
-        best = max(places, key=lambda i: (rooms[i], -i))
-    return Choice(best, "", prediction(view, ask, forecast, best))
+        return Choice(min(fits, key=lambda i: (found[i][1].delay_s, i)), "")
+    return Choice(max(places, key=lambda i: (found[i][0], -i)), "")
 
 
-def most_headroom(view: FleetView, ask: Ask, places: Sequence[int]) -> Choice:
+def most_headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     """The worker that is farthest from breaking a promise."""
-    forecast = Forecast(view, ask)
-    best = max(places, key=lambda i: (headroom(view, ask, forecast, i), -i))
-    return Choice(best, "", prediction(view, ask, forecast, best))
+    found = rooms(fleet, ask, places)
+    return Choice(max(places, key=lambda i: (found[i][0], -i)), "")
 
 
 def kept(workers: list[str], rate: float, throttled: bool, policy: str, seed: int) -> float:

@@ -28,6 +28,7 @@ from paceline.wire.server import Limits, Server
 GRACE_S = 30.0
 """How long requests may go on after SIGTERM."""
 
+
 async def serve(config: Config) -> None:
     """Run a gateway until SIGTERM or SIGINT, then let its requests finish."""
     if config.log_facts is None:

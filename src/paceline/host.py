@@ -24,9 +24,9 @@ from paceline.domain.facts import (
     WorkerRemoved,
     WorkerReported,
 )
-from paceline.domain.worker import Worker
+from paceline.domain.worker import Worker, WorkerReport
 from paceline.engines.adapter import Adapter, make_adapter
-from paceline.engines.detect import detect
+from paceline.engines.detect import Detected, detect
 from paceline.gateway.exchange import Exchange, Timeouts
 from paceline.gateway.link import EngineLink
 from paceline.gateway.relay import GAP_BOUNDS
@@ -207,11 +207,16 @@ class LiveHost:
     async def _probe(self, engine: Engine, session: aiohttp.ClientSession) -> None:
         """Ask an engine how it is, for ever; tell the kernel, and people when that changes."""
         told: bool | None = None
+        known = bool(engine.worker.kind and engine.worker.serves_as)
         while True:
-            if not engine.worker.kind:
-                engine = await self._detected(engine, session)
+            found = None if known else await detect(session, engine.worker.url, engine.api_key)
+            if found is not None:
+                engine, known = self._identified(engine, found), True
             worker = engine.worker
             report = await engine.adapter.report(session)
+            if not known:
+                reason = report.because or "it is still starting"
+                report = WorkerReport(False, f"nobody answers at {worker.url}: {reason}")
             self.tell(WorkerReported(worker.id, report))
             if report.healthy is not told:
                 told = report.healthy
@@ -221,14 +226,14 @@ class LiveHost:
                     log.warning("worker is not ready", worker=worker.id, because=report.because)
             await asyncio.sleep(PROBE_S)
 
-    async def _detected(self, engine: Engine, session: aiohttp.ClientSession) -> Engine:
-        """The engine with the kind and model name that it shows, once it answers."""
+    def _identified(self, engine: Engine, found: Detected) -> Engine:
+        """The engine with the kind and model name that it shows, where the config names none."""
         worker = engine.worker
-        found = await detect(session, worker.url, engine.api_key)
-        if found is None:
-            return engine
-        serves_as = worker.serves_as or (found.models[0] if len(found.models) == 1 else "")
-        worker = msgspec.structs.replace(worker, kind=found.kind, serves_as=serves_as)
+        worker = msgspec.structs.replace(
+            worker,
+            kind=worker.kind or found.kind,
+            serves_as=worker.serves_as or found.serves_as,
+        )
         engine = Engine(worker, adapter_of(worker, engine.api_key), engine.api_key)
         link = self.links[worker.id]
         link.worker, link.dialect = worker, engine.adapter

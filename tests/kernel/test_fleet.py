@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import log
 
 import pytest
 from virtual_fleet import Job, VirtualFleet, attainment, poisson
 
+from paceline.domain.commands import Dispatch
 from paceline.domain.promise import Promise
 from paceline.kernel.log import line, opening, replay
 from paceline.policy.route import POLICIES
@@ -74,9 +76,15 @@ def test_long_prompts_do_not_break_the_promises_of_chat() -> None:
     assert attainment(told) == 1.0
 
 
-def test_errors_of_prediction_are_small_once_a_fleet_is_known() -> None:
+def test_predictions_are_right_once_a_fleet_is_known() -> None:
     fleet = VirtualFleet([H100] * 2, "headroom")
-    fleet.run(poisson(25, 30, 6, PROMISE))
-    for worker in fleet.kernel.workers.values():
-        assert worker.itl.error < 0.25  # answers of four tokens are hardly predictable
-        assert abs(worker.itl.bias) < 0.1
+    told = fleet.run(poisson(25, 30, 6, PROMISE))
+    expected = [c.predicted for _, _, cs in fleet.log for c in cs if isinstance(c, Dispatch)]
+    pairs = [
+        (prediction.itl_s, seen.itl_s)
+        for prediction, seen in zip(expected, told, strict=True)
+        if 5 < seen.job.at < 20 and seen.job.output > 50 and prediction is not None
+    ]
+    errors = sorted(log(outcome / predicted) for predicted, outcome in pairs)
+    assert abs(errors[len(errors) // 2]) < 0.15
+    assert sorted(map(abs, errors))[len(errors) // 2] < 0.2

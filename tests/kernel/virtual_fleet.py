@@ -172,7 +172,9 @@ class VirtualFleet:
         self._step(worker)
 
 
-def poisson(rate: float, seconds: float, seed: int, promise: Promise, prompt: int = 800) -> list[Job]:
+def poisson(
+    rate: float, seconds: float, seed: int, promise: Promise, prompt: int = 800
+) -> list[Job]:
     """Requests with exponential lengths around `prompt` and 150 tokens."""
     rng, at, jobs = random.Random(seed), 0.0, []
     while (at := at + rng.expovariate(rate)) < seconds:

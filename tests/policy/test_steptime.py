@@ -13,12 +13,10 @@ from paceline.policy.steptime import (
     ROOFLINE,
     Load,
     StepModel,
-    StepModels,
     StepTimeEstimator,
     features,
     nonnegative,
     pool_prior,
-    stretch,
 )
 
 LOADS = st.builds(
@@ -71,17 +69,6 @@ def test_more_work_never_takes_less_time_whatever_was_observed(
         assert 0 <= model.expected_s(load) <= model.expected_s(grown) * (1 + 1e-12)
     assert estimator.expected_s(load) == pytest.approx(model.expected_s(load))
     assert all(a <= b for a, b in pairwise(model.knot_s))
-
-
-@given(st.lists(LOADS, min_size=1, max_size=5))
-def test_many_workers_at_once_are_predicted_like_each_alone(loads: list[Load]) -> None:
-    models = [
-        StepModel(tuple(c * (i + 1) for c in ROOFLINE), slowdown=1 + i) for i in range(len(loads))
-    ]
-    columns = (np.array([getattr(x, f) for x in loads]) for f in ("streams", "prefill", "kv", "q"))
-    together = StepModels(models).step_s(*columns)
-    alone = [model.expected_s(load) for model, load in zip(models, loads, strict=True)]
-    np.testing.assert_allclose(together, alone)
 
 
 @given(st.integers(1, 10), st.integers(0, 2**32 - 1))
@@ -240,14 +227,6 @@ def test_impossible_times_are_ignored(seconds: float) -> None:
     estimator.observe(STEADY, seconds)
     estimator.observe_window([], 1.0)
     assert estimator.model() == before
-
-
-@given(st.floats(1e-3, 1), st.floats(0, 100), st.floats(0, 100), st.floats(1, 3))
-def test_a_longer_open_gap_never_makes_a_worker_look_faster(
-    expected_s: float, gap_s: float, more_s: float, p99: float
-) -> None:
-    assert 1 <= stretch(expected_s, gap_s, p99) <= stretch(expected_s, gap_s + more_s, p99)
-    assert stretch(expected_s, expected_s, p99) == 1
 
 
 def test_features_add_up_to_the_tokens_of_the_step() -> None:

@@ -12,7 +12,7 @@ class Prediction(msgspec.Struct, frozen=True):
     """Median expectation, from arrival at the gateway."""
     itl_s: float
     headroom: float
-    """Least of (promise - predicted)/promise over all that the choice touches; below 0: one breaks."""
+    """Least of (promise - predicted)/promise over all that is touched; below 0: one breaks."""
     cached_tokens: int = 0
     """Prompt tokens believed to be in the worker's KV cache."""
 

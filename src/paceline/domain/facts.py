@@ -36,7 +36,7 @@ class FirstTokenSeen(msgspec.Struct, frozen=True, tag=True):
 
 
 class StepsSeen(msgspec.Struct, frozen=True, tag=True):
-    """The relay's sum over a worker's streams. `FirstTokenSeen` of a step's new streams comes first."""
+    """Steps of a worker, each told once all its streams have come, or the next has begun."""
 
     worker_id: str
     steps: Sequence[Step]

@@ -24,7 +24,7 @@ class Request(msgspec.Struct, frozen=True):
     """Exact count, where the client sent token ids."""
     max_tokens: int | None = None
     blocks: tuple[int, ...] = ()
-    """Hash chain over the prompt in blocks of `BLOCK_BYTES`: block i names all text up to its end."""
+    """Hash chain over the prompt in `BLOCK_BYTES` each: block i names all text up to its end."""
     streaming: bool = True
     seed: int = 0
     """Breaks ties; drawn by the host so that the kernel stays without chance."""
@@ -87,4 +87,4 @@ LIFECYCLE: dict[State, dict[Event, State]] = {
     State.SHED: {},
     State.LEFT: {},
 }
-"""Which event leads where. An event that a state does not name is a late echo and changes nothing."""
+"""Which event leads where. What a state does not name is a late echo and changes nothing."""

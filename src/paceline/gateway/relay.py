@@ -214,11 +214,12 @@ class Relay:
         tokens = flavor.token.findall(events, begun)
         self._mark = tokens[0] if tokens else b"data:"
         self.tokens = len(tokens)
+        passed, _ = self._sifted(data[:end])
         head = self._owner.on_answer(now, token=True)
         self._live = True
         self._burst = self._watch.first(now)
         self.mode = self._events if self._plain else self._tokens
-        self._send(head + self._sifted(data[:end])[0])
+        self._send(head + passed)
         self._go_on(data, end, now)
 
     def _tokens(self, data: bytes, now: float) -> None:

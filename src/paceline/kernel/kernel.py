@@ -133,11 +133,10 @@ class Kernel:
         places = pool.usable(now, live.tried) if pool is not None else []
         if pool is None or not places:
             return self._hold(live, now)
-        view = pool.refresh(now)
         ask = pool.ask(request, now - live.arrived_at, now)
-        choice = self._policy(view, ask, places)
-        view.turn += 1
-        worker = pool.workers[view.ids[choice.place]]
+        choice = self._policy(pool, ask, places)
+        pool.turn += 1
+        worker = pool.workers[pool.ids[choice.place]]
         live.attempt += 1
         command = Dispatch(
             request.id, worker.worker.id, choice.because, choice.predicted, live.attempt

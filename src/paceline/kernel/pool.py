@@ -12,36 +12,42 @@ from paceline.domain.worker import Worker
 from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
 from paceline.kernel.worker import WorkerState
 from paceline.policy.lengths import OutputLengths, TokensPerByte
+from paceline.policy.standing import Ask, Standing
 from paceline.policy.steptime import pool_prior
-from paceline.policy.view import Ask, FleetView
 
 
 class Pool:
-    """One model's workers, side by side in a view that is kept up to date lazily."""
+    """One model's workers, each at its place: the `Fleet` that a policy chooses from."""
 
     def __init__(self, margin: float = 0.0) -> None:
         self._margin = margin
         self.workers: dict[str, WorkerState] = {}
-        self.view = FleetView()
+        self.ids: list[str] = []
+        """Worker ids by place."""
+        self.turn = 0
+        """Dispatches so far."""
         self.prefixes = PrefixIndex()
         self.lengths = OutputLengths()
         self.tokens_per_byte = TokensPerByte()
         self._by_place: list[WorkerState] = []
         self._free: list[int] = []
-        self._changed: set[int] = set()
+        self._standings: list[Standing | None] = []
         self._usable: list[int] = []
         self._usable_until = -inf
 
     def add(self, worker: Worker) -> WorkerState:
         """A worker joins. It starts from what its like have been seen to do."""
         known = [w.timing.model() for w in self.workers.values() if w.timing.samples]
-        place = self._free.pop() if self._free else self.view.add()
-        self.view.ids[place] = worker.id
+        place = self._free.pop() if self._free else len(self._by_place)
         state = WorkerState(worker, place, pool_prior(known) if known else None)
         self.workers[worker.id] = state
-        self._by_place[place:] = [state, *self._by_place[place + 1 :]]
+        for column, entry in (
+            (self.ids, worker.id),
+            (self._by_place, state),
+            (self._standings, None),
+        ):
+            column[place : place + 1] = [entry]  # type: ignore[list-item]
         self.prefixes.add(place)
-        self._changed.add(place)
         self.regroup()
         return state
 
@@ -54,7 +60,7 @@ class Pool:
 
     def touch(self, state: WorkerState) -> None:
         """A worker's state has changed."""
-        self._changed.add(state.place)
+        self._standings[state.place] = None
 
     def usable(self, now: float, avoid: Sequence[str] = ()) -> list[int]:
         """Places that may get new work; those to `avoid` only if there are no others."""
@@ -62,19 +68,23 @@ class Pool:
             self._usable = [w.place for w in self._by_place if w.usable(now)]
             returns = [w.ejected_until for w in self._by_place if w.ejected_until > now]
             self._usable_until = min(returns, default=inf)
-        fresh = [i for i in self._usable if self.view.ids[i] not in avoid] if avoid else []
+        fresh = [i for i in self._usable if self.ids[i] not in avoid] if avoid else []
         return fresh or self._usable
 
     def regroup(self) -> None:
         """Which workers are usable may have changed."""
         self._usable_until = -inf
 
-    def refresh(self, now: float) -> FleetView:
-        """The view as of now."""
-        for place in sorted(self._changed):
-            self.view.write(place, self._by_place[place].row(now))
-        self._changed.clear()
-        return self.view
+    def load(self, place: int) -> int:
+        """Requests in flight on the worker at a place."""
+        return len(self._by_place[place].ledger.entries)
+
+    def standing(self, place: int, now: float) -> Standing:
+        """The worker at a place as a router sees it."""
+        standing = self._standings[place]
+        if standing is None:
+            standing = self._standings[place] = self._by_place[place].standing(now)
+        return standing
 
     def ask(self, request: Request, waited_s: float, now: float) -> Ask:
         """What a policy needs to know of a request."""

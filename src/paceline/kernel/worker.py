@@ -10,8 +10,8 @@ from paceline.domain.commands import Prediction
 from paceline.domain.facts import Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel.ledger import Entry, Ledger
+from paceline.policy.standing import Curve, Load, Standing
 from paceline.policy.steptime import StepTimeEstimator
-from paceline.policy.view import Row
 from paceline.policy.windows import PrefillWindows
 
 PREFILL_RATE_S = 5.0
@@ -65,6 +65,8 @@ class WorkerState:
         """Cached tokens that engines report, per token that was believed to be cached."""
         self.ttft = Accuracy()
         self.itl = Accuracy()
+        self._theta = self.timing.model().theta
+        self._curve = Curve(self._theta)
         self._prefill_rate = 0.0
         self._rate_at = 0.0
 
@@ -124,14 +126,15 @@ class WorkerState:
         if cached > 0:
             self.trust += TRUST_RATE * (min(reported / cached, 1.0) - self.trust)
 
-    def row(self, now: float) -> Row:
+    def standing(self, now: float) -> Standing:
         """The worker as a router sees it."""
         ledger = self.ledger
         ledger.settle_blind(now)
-        report = self.report
-        capacity = report.kv_capacity_tokens if report is not None else None
-        return Row(
-            model=self.timing.model(),
+        model = self.timing.model()
+        if model.theta is not self._theta:
+            self._theta, self._curve = model.theta, Curve(model.theta)
+        capacity = self.report.kv_capacity_tokens if self.report is not None else None
+        load = Load(
             streams=ledger.streams,
             arriving=len(ledger.entries) - ledger.streams,
             kv=ledger.kv,
@@ -142,6 +145,5 @@ class WorkerState:
             overhead_s=self.windows.overhead_s,
             kv_capacity=float(capacity) if capacity else inf,
             last_step_at=self.last_step_at,
-            promised=ledger.promised,
-            usable=self.usable(now),
         )
+        return Standing(model, self._curve, load, ledger.promised)

@@ -15,126 +15,103 @@ and the empty worker win by exactly what they save. (docs/design/0003-routing-co
 
 from __future__ import annotations
 
-import numpy as np
+from math import ceil, exp, inf, log, log1p
+
+import msgspec
 
 from paceline.domain.commands import Prediction
-from paceline.policy.steptime import Array
-from paceline.policy.view import Ask, FleetView
+from paceline.policy.standing import Ask, Standing
 
 DELAY_WEIGHT = 0.05
 """Cost of one worker's causing twice the delay of the best one, in units of -log P."""
-TTFT_SPREAD = 0.3
-"""Least standard deviation of log(TTFT / predicted); steps alone spread less."""
-ITL_SPREAD = 0.1
-MAX_PREFILL_SHARE = 0.9
-PROBE = 512.0
-"""Prompt tokens by which the cost of a prefill token is measured."""
+LEAST_SPARE = 0.1
+"""Share of time that decode steps are left with, however much prefill there is."""
 KV_FULL = 0.95
 """Share of the KV cache from which on a worker counts as full."""
-TIE = 0.01
-"""Costs this close are equal: a seeded choice keeps several gateways from herding."""
+CROWDED = 100.0
+"""Cost of exceeding that by the whole cache."""
 
 
-class Forecast:
-    """What the request would meet on each worker. All are arrays over workers, in seconds."""
+class Forecast(msgspec.Struct, frozen=True, gc=False):
+    """What the request would meet on one worker, in seconds."""
 
-    __slots__ = ("after_s", "before_s", "delay_s", "itl_s", "kv_left", "ttft_s")
-
-    def __init__(self, view: FleetView, ask: Ask) -> None:
-        cached = np.zeros(len(view.ids))
-        for place, tokens in ask.cached.items():
-            cached[place] = tokens
-        own = np.maximum(ask.prompt_tokens - cached, 1.0)
-        own_kv = ask.prompt_tokens + 0.5 * ask.output_tokens
-        streams, kv, ahead = view.streams, view.kv, view.ahead
-        everyone = streams + view.arriving
-        # What is ahead and the own prompt go in chunks beside the decodes: so many full steps
-        # and a last one, over which their attention work is spread evenly.
-        room = np.maximum(view.budget - streams, 64.0)
-        work = ahead + own
-        full_steps = np.ceil(work / room) - 1.0
-        q_each = (0.5 * ahead * ahead + own * (cached + 0.5 * own)) / (full_steps + 1.0)
-        tokens, context, attention = map(np.zeros, 3 * ((7, len(own)),))
-        tokens[:4] = streams
-        tokens[1] += PROBE
-        tokens[2] += room
-        tokens[3] += work - full_steps * room
-        tokens[4] = np.minimum(streams + ahead, view.budget)
-        tokens[5:] = everyone
-        tokens[6] += 1.0
-        context[:5] = kv
-        context[5:] = kv + view.kv_arriving
-        context[6] += own_kv
-        attention[1] = 0.5 * PROBE * PROBE
-        attention[2:4] = q_each
-        steps_s = view.base_s(tokens, context, attention)
-        steps_s *= view.slowdown(ask.now, steps_s[4])
-        decode_s, probe_s, full_s, last_s, _, before_s, joined_s = steps_s
-        under_way_s = np.where(everyone > 0, 0.5 * decode_s, 0.0)
-        self.ttft_s = view.overhead_s + under_way_s + full_steps * full_s + last_s
-        # Between tokens there are steps without prefill, stretched by the share of time that
-        # prefill takes; residents also wait for this prompt, which is spread over an answer.
-        token_s = (probe_s - decode_s) / PROBE
-        spare = 1.0 - np.minimum(view.prefill_rate * token_s, MAX_PREFILL_SHARE)
-        self.before_s = before_s / spare
-        self.itl_s = joined_s / spare
-        prefill_s = own * token_s
-        self.after_s = self.itl_s + prefill_s / max(ask.output_tokens, 16.0)
-        slower_s = 0.5 * ask.output_tokens * (self.itl_s - self.before_s)
-        served_s = self.ttft_s + ask.output_tokens * self.itl_s
-        self.delay_s = served_s + everyone * (prefill_s + slower_s)
-        self.kv_left = KV_FULL - (context[6] + ahead) / view.kv_capacity
+    ttft_s: float
+    itl_s: float
+    before_s: float
+    """ITL of the residents as it is."""
+    after_s: float
+    """And with the request, whose prefill is spread over the tokens of an answer."""
+    delay_s: float
+    """Time of all that the choice takes: the request's own, and what the residents lose."""
+    kv_left: float
+    """Share of the KV cache that is left."""
 
 
-def loss(promise_s: Array, predicted_s: Array, spread: Array) -> Array:
+def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
+    """What the request would meet on a worker that has `cached` tokens of its prompt.
+
+    TTFT: prompts ahead and this one go in chunks beside the decodes, so many full steps and a last
+    one, over which their attention work is spread evenly (chunked prefill, Agrawal et al. 2024).
+    ITL: steps without prefill over the share of time that prefill leaves them, `base / (1 − U)`.
+    """
+    slow = worker.slowdown(ask.now)
+    curve, ahead, room = worker.curve, worker.ahead, worker.room
+    own = max(ask.prompt_tokens - cached, 1.0)
+    steps = ceil((ahead + own) / room)
+    last = ahead + own - (steps - 1) * room
+    attention_s = curve.q_s * (0.5 * ahead * ahead + own * (cached + 0.5 * own))
+    last_s = curve.at(worker.streams + last) + worker.kv_decode_s
+    prefill_s = (steps - 1) * worker.full_s + last_s + attention_s
+    under_way_s = 0.5 * worker.decode_s if worker.everyone else 0.0
+    ttft_s = worker.overhead_s + slow * (under_way_s + prefill_s)
+    own_s = slow * worker.token_s * own
+    spare = max(1.0 - worker.prefill_rate * worker.token_s * slow, LEAST_SPARE)
+    own_kv = ask.prompt_tokens + 0.5 * ask.output_tokens
+    before_s = slow * worker.before_s / spare
+    itl_s = slow * (worker.joined_s + curve.kv_s * own_kv) / spare
+    slower_s = 0.5 * ask.output_tokens * (itl_s - before_s)
+    return Forecast(
+        ttft_s,
+        itl_s,
+        before_s,
+        itl_s + own_s / max(ask.output_tokens, 16.0),
+        ttft_s + ask.output_tokens * itl_s + worker.everyone * (own_s + slower_s),
+        KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity,
+    )
+
+
+def loss(promise_s: float, predicted_s: float, spread: float) -> float:
     """-log of the chance that a promise is kept (1.7: a logistic is nearly a normal curve)."""
-    odds: Array = np.logaddexp(0.0, np.log(predicted_s / promise_s) * (1.7 / spread))
-    return odds
+    odds = 1.7 / spread * log(predicted_s / promise_s)
+    if odds < -20.0:
+        return 0.0
+    return odds if odds > 20.0 else log1p(exp(odds))
 
 
-def cost(view: FleetView, ask: Ask, forecast: Forecast) -> Array:
-    """Cost of every worker, in units of -log P."""
-    promise = ask.promise
-    itl_spread = np.maximum(view.spread, ITL_SPREAD)
-    cases: list[
-        tuple[float, Array, Array, Array | float]
-    ] = []  # promise, predicted, spread, weight
-    if promise.ttft_s < np.inf:
-        ttft_spread = np.maximum(view.spread, TTFT_SPREAD)
-        cases.append((promise.ttft_s, forecast.ttft_s, ttft_spread, ask.weight))
-    if promise.itl_s < np.inf:
-        cases.append((promise.itl_s, forecast.itl_s, itl_spread, ask.weight))
-    for itl_s, residents in view.promised.items():
-        if itl_s < np.inf:
-            cases.append((itl_s, forecast.after_s, itl_spread, residents))
-            cases.append((itl_s, forecast.before_s, itl_spread, -residents))
-    total: Array = DELAY_WEIGHT * forecast.delay_s / forecast.delay_s.min()
-    total += np.maximum(-forecast.kv_left, 0.0) * 100.0
-    if cases:
-        promises, predicted, spreads, weights = zip(*cases, strict=True)
-        kept = np.maximum(np.array(promises) * (1.0 - ask.margin), 1e-3)[:, None]
-        losses = loss(kept, np.array(predicted), np.array(spreads))
-        for row, weight in zip(losses, weights, strict=True):
-            total += row * weight
+def risk(worker: Standing, ask: Ask, seen: Forecast) -> float:
+    """Loss and harm of a choice, in units of -log P."""
+    kept = 1.0 - ask.margin
+    total = -CROWDED * min(seen.kv_left, 0.0)
+    if ask.promise.ttft_s < inf:
+        promise_s = max(ask.promise.ttft_s * kept, 1e-3)
+        total += ask.weight * loss(promise_s, seen.ttft_s, worker.ttft_spread)
+    if ask.promise.itl_s < inf:
+        total += ask.weight * loss(ask.promise.itl_s * kept, seen.itl_s, worker.itl_spread)
+    for itl_s, residents in worker.promised:
+        if itl_s < inf:
+            after = loss(itl_s * kept, seen.after_s, worker.itl_spread)
+            total += residents * (after - loss(itl_s * kept, seen.before_s, worker.itl_spread))
     return total
 
 
-def headroom(view: FleetView, ask: Ask, forecast: Forecast, i: int) -> float:
-    """Least of (promise - predicted)/promise on worker `i`, for the request and the residents."""
-    pairs = [
-        (ask.promise.ttft_s, forecast.ttft_s[i]),
-        (ask.promise.itl_s, forecast.itl_s[i]),
-        *((itl_s, forecast.after_s[i]) for itl_s, n in view.promised.items() if n[i]),
-    ]
-    rooms = [1.0 - float(s) / promise for promise, s in pairs if 0 < promise < np.inf]
-    return min([1.0, *rooms, float(forecast.kv_left[i])])
+def headroom(worker: Standing, ask: Ask, seen: Forecast) -> float:
+    """Least of (promise - predicted)/promise, for the request and the residents, and KV room."""
+    pairs = [(ask.promise.ttft_s, seen.ttft_s), (ask.promise.itl_s, seen.itl_s)]
+    pairs += [(itl_s, seen.after_s) for itl_s, _ in worker.promised]
+    rooms = [1.0 - predicted_s / promise_s for promise_s, predicted_s in pairs if promise_s > 0]
+    return min(*rooms, seen.kv_left)
 
 
-def prediction(view: FleetView, ask: Ask, forecast: Forecast, i: int) -> Prediction:
-    """What was expected of worker `i`, to be compared with what comes."""
-    return Prediction(
-        ttft_s=float(forecast.ttft_s[i]),
-        itl_s=float(forecast.itl_s[i]),
-        headroom=headroom(view, ask, forecast, i),
-        cached_tokens=round(ask.cached.get(i, 0.0)),
-    )
+def prediction(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> Prediction:
+    """What was expected of the worker chosen, to be compared with what comes."""
+    return Prediction(seen.ttft_s, seen.itl_s, headroom(worker, ask, seen), round(cached))

@@ -31,15 +31,13 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import exp, inf, log
 from operator import mul
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Q = TypeVar("Q", float, Array)
-"""A quantity of one worker, or of each of many."""
 Bin = tuple[int, int]
 
 KNOTS = (0, 8, 32, 128, 256, 512, 1024, 2048)
@@ -143,41 +141,6 @@ class StepModel(msgspec.Struct, frozen=True):
         return tuple(dot(self.theta, features(n, 0.0, 0.0, 0.0)) for n in KNOTS)
 
 
-class StepModels:
-    """Many workers' models side by side, for a router that asks all of them at once."""
-
-    def __init__(self, models: Sequence[StepModel]) -> None:
-        self.slowdown: Array = np.array([m.slowdown for m in models])
-        self.p99: Array = np.array([m.p99 for m in models])
-        theta = np.array([m.theta for m in models]).reshape(-1, len(TYPICAL))
-        theta *= self.slowdown[:, None]
-        self._base, self._kv_s, self._q_s = theta[:, 0], theta[:, -2], theta[:, -1]
-        self._slopes = theta[:, 1:-2].T.copy()
-        self._low, self._width = np.array(SEGMENTS).T[:, :, None]
-
-    def step_s(
-        self,
-        streams: Array | float,
-        prefill: Array | float = 0.0,
-        kv: Array | float = 0.0,
-        q: Array | float = 0.0,
-    ) -> Array:
-        """`StepModel.step_s` of every worker; a plain number is the same for all."""
-        segments = np.minimum(np.maximum(streams + prefill - self._low, 0.0), self._width)
-        by_tokens: Array = (self._slopes * segments).sum(axis=0)
-        return self._base + by_tokens + self._kv_s * kv + self._q_s * q
-
-
-def stretch(expected_s: Q, gap_s: Q | float, p99: Q | float) -> Q:
-    """Factor by which steps are slower than expected, given that no chunk has come for `gap_s`.
-
-    Up to the 99th percentile an open gap is no news. Beyond it the step will last at least as long
-    as it already has, and those after it are expected to be like it (DESIGN, "Slowdown").
-    """
-    factor: Q = np.maximum(1.0, gap_s / (p99 * expected_s))
-    return factor
-
-
 def pool_prior(models: Iterable[StepModel]) -> tuple[float, ...]:
     """What a new worker may expect to be like, from the workers of its kind.
 
@@ -205,6 +168,8 @@ class StepTimeEstimator:
         self._theta = [float(c) for c in prior]
         self._scale = 1.0
         """Seconds of the worker per second of `_theta` and of the buffer."""
+        self._shown: tuple[float, ...] | None = None
+        """Scaled coefficients, until scale or coefficients change."""
         self._gain = 0.0
         self._slow_gain = 0.0
         self._streak = 0
@@ -232,8 +197,10 @@ class StepTimeEstimator:
 
     def model(self) -> StepModel:
         """A snapshot to decide with."""
+        if self._shown is None:
+            self._shown = tuple(c * self._scale for c in self._theta)
         return StepModel(
-            theta=tuple(c * self._scale for c in self._theta),
+            theta=self._shown,
             slowdown=exp(self._gain),
             spread=self._spread,
             p50=exp(self._tail[0] * self._spread),
@@ -261,7 +228,7 @@ class StepTimeEstimator:
 
     def _learn(self, row: list[float], seconds: float, steps: float) -> None:
         """Of `steps` steps of mean features `row` each took `seconds` on average."""
-        if not 0.0 < seconds < inf:
+        if not LEAST_S <= seconds < inf:
             return
         modelled_s = self._scale * dot(self._theta, row)
         residual = log(seconds / modelled_s)
@@ -293,6 +260,7 @@ class StepTimeEstimator:
         self._slow_gain += (1.0 - 0.5 ** (busy_s / PERSISTENT_S)) * (self._gain - self._slow_gain)
         if abs(self._slow_gain) > DISTURBED:
             self._scale *= exp(self._slow_gain)
+            self._shown = None
             self._gain -= self._slow_gain
             self._slow_gain = 0.0
 
@@ -311,6 +279,7 @@ class StepTimeEstimator:
         """Fit the coefficients anew; keep what the gain says only where the fit doesn't say it."""
         before = dot(self._theta, row)
         self._theta = fit(self._buffer.rows, self._buffer.seconds, self._prior).tolist()
+        self._shown = None
         rest = self._gain + log(before / dot(self._theta, row))
         if abs(rest) < abs(self._gain):
             self._gain = rest
