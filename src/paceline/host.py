@@ -33,7 +33,8 @@ from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.kernel.log import line, opening
 
-PROBE_S = 1.0
+PROBE_S = 2.0
+"""Between two looks at an engine; a quarter of it while it is not ready."""
 SWEEP_S = 0.25
 DECISIONS = 1000
 """Newest decisions kept for `/paceline/v1/decisions`."""
@@ -224,7 +225,7 @@ class LiveHost:
                     log.info("worker is ready", worker=worker.id, url=worker.url, kind=worker.kind)
                 else:
                     log.warning("worker is not ready", worker=worker.id, because=report.because)
-            await asyncio.sleep(PROBE_S)
+            await asyncio.sleep(PROBE_S if told else PROBE_S / 4)
 
     def _identified(self, engine: Engine, found: Detected) -> Engine:
         """The engine with the kind and model name that it shows, where the config names none."""

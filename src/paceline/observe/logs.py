@@ -38,10 +38,16 @@ def configure(
     if pretty:
         clock = structlog.processors.TimeStamper("%H:%M:%S", utc=False)
         # Texts as repr: a client names the model, and its escape codes must not reach a terminal.
-        console = structlog.dev.ConsoleRenderer(colors=out.isatty(), repr_native_str=True)
+        # Tracebacks without locals: those hold prompts and keys.
+        console = structlog.dev.ConsoleRenderer(
+            colors=out.isatty(),
+            repr_native_str=True,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         processors += [clock, console, _as_bytes]
     else:
-        processors += [structlog.processors.TimeStamper("iso"), _as_json]
+        clock = structlog.processors.TimeStamper("iso")
+        processors += [clock, structlog.processors.format_exc_info, _as_json]
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
@@ -58,6 +64,8 @@ def request_line(log: FilteringBoundLogger, outcome: Outcome) -> None:
     Nothing here reads headers or text: no key and no word of a client can get into a log. A line
     costs less than 20 µs as JSON.
     """
+    if not log.is_enabled_for(logging.INFO):
+        return
     request, predicted = outcome.request, outcome.predicted
     fields = {
         "id": request.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -61,36 +62,66 @@ class Metrics:
         self._stall = histogram(
             "paceline_worst_stall_seconds", "A request's worst gap between tokens.", SECONDS
         )
+        self._series: dict[tuple[str, str, str, str, int], _Series] = {}
         registry.register(_Fleet(kernel, gaps, bounds))
 
     def closed(self, outcome: Outcome) -> None:
         """A request is over."""
         request = outcome.request
-        labels = (request.model, request.tier, outcome.worker)
-        self._requests.labels(*labels, request.tenant, str(outcome.status)).inc()
+        key = (request.model, request.tier, outcome.worker, request.tenant, outcome.status)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = self._of(*key)
+        series.requests.inc()
         if outcome.attempts > 1:
-            self._retries.labels(request.model).inc(outcome.attempts - 1)
+            series.retries.inc(outcome.attempts - 1)
         if outcome.status >= 400 or outcome.error:
             return
         if outcome.kept:
-            self._kept.labels(*labels).inc()
-        self._queue.labels(*labels).observe(outcome.queued_s)
-        for direction, count in (
-            ("prompt", outcome.prompt_tokens),
-            ("cached", outcome.cached_tokens),
-            ("output", outcome.output_tokens),
-        ):
-            if count:
-                self._tokens.labels(*labels, direction).inc(count)
+            series.kept.inc()
+        series.queue.observe(outcome.queued_s)
+        series.prompt.inc(outcome.prompt_tokens or 0)
+        series.cached.inc(outcome.cached_tokens or 0)
+        series.output.inc(outcome.output_tokens)
         if request.streaming:
-            self._ttft.labels(*labels).observe(outcome.ttft_s)
+            series.ttft.observe(outcome.ttft_s)
             if outcome.itl_s:
-                self._itl.labels(*labels).observe(outcome.itl_s)
-                self._stall.labels(*labels).observe(outcome.stall_s)
+                series.itl.observe(outcome.itl_s)
+                series.stall.observe(outcome.stall_s)
+
+    def _of(self, model: str, tier: str, worker: str, tenant: str, status: int) -> _Series:
+        labels = (model, tier, worker)
+        return _Series(
+            requests=self._requests.labels(*labels, tenant, str(status)),
+            retries=self._retries.labels(model),
+            kept=self._kept.labels(*labels),
+            prompt=self._tokens.labels(*labels, "prompt"),
+            cached=self._tokens.labels(*labels, "cached"),
+            output=self._tokens.labels(*labels, "output"),
+            queue=self._queue.labels(*labels),
+            ttft=self._ttft.labels(*labels),
+            itl=self._itl.labels(*labels),
+            stall=self._stall.labels(*labels),
+        )
 
     def text(self) -> bytes:
         """The exposition."""
         return generate_latest(self._registry)
+
+
+class _Series(NamedTuple):
+    """The series that one kind of request counts in: looking them up costs more than counting."""
+
+    requests: Counter
+    retries: Counter
+    kept: Counter
+    prompt: Counter
+    cached: Counter
+    output: Counter
+    queue: Histogram
+    ttft: Histogram
+    itl: Histogram
+    stall: Histogram
 
 
 class _Fleet(Collector):
@@ -119,20 +150,16 @@ class _Fleet(Collector):
             "paceline_inter_token_latency_seconds", "Each gap between two tokens.", labels=LABELS
         )
         for labels, counts in self._gaps.items():
-            buckets, total = _cumulative(self._bounds, counts)
-            family.add_metric(labels, buckets, sum_value=None)
-            assert total >= 0
+            family.add_metric(labels, _cumulative(self._bounds, counts), sum_value=None)
         return family
 
 
-def _cumulative(
-    bounds: Iterable[float], counts: Sequence[int]
-) -> tuple[list[tuple[str, float]], int]:
+def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:
     total, buckets = 0, []
     for bound, count in zip([*bounds, None], counts, strict=True):
         total += count
         buckets.append(("+Inf" if bound is None else f"{bound:.6g}", float(total)))
-    return buckets, total
+    return buckets
 
 
 GAUGES: tuple[tuple[str, str, Callable[[WorkerState], float]], ...] = (
