@@ -96,6 +96,8 @@ class _Application:
             ]
             gc.collect()
             gc.freeze()  # what stands now stands for ever: spare the collector the walk
+            if any(t.max_streams or t.tokens_per_minute for t in config.tenants):
+                self.log.warning("quotas of tenants are read but not enforced by this version")
             self.log.info("listening", clients=f"{host}:{port}", admin=str(config.admin))
             await stop.wait()
             self.log.info("draining", requests=len(self.host.exchanges))

@@ -184,7 +184,10 @@ class LiveHost:
         worker = engine.worker
 
         def on_step(step: Step) -> None:
-            self.tell(StepsSeen(worker.id, (step,)))
+            try:
+                self.tell(StepsSeen(worker.id, (step,)))
+            except Exception:  # what is learned from a step is not worth the stream that showed it
+                log.exception("a step was not understood", worker=worker.id)
 
         self.links[worker.id] = EngineLink(
             worker, engine.adapter, engine.api_key, self._spawn, on_step
@@ -215,6 +218,7 @@ class LiveHost:
                 engine, known = self._identified(engine, found), True
             worker = engine.worker
             report = await engine.adapter.report(session)
+            known = known or (report.healthy and bool(worker.kind))  # it lists no model: no matter
             if not known:
                 reason = report.because or "it is still starting"
                 report = WorkerReport(False, f"nobody answers at {worker.url}: {reason}")

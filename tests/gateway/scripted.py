@@ -109,7 +109,7 @@ class ScriptedEngine:
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
         asked = Asked(head, b"")
-        asked.body = await reader.readexactly(int(asked.headers["content-length"]))
+        asked.body = await reader.readexactly(int(asked.headers.get("content-length", 0)))
         self.asked.append(asked)
         for part in self.script(asked):
             if isinstance(part, bytes):

@@ -271,7 +271,7 @@ async def live_gateway(
     engines = []
     for place, (url, adapter) in enumerate(zip(urls, adapters, strict=True)):
         adapter.healthy = ready
-        worker = Worker(f"w{place}", MODEL, url, serves_as=serves_as)
+        worker = Worker(f"w{place}", MODEL, url, serves_as=serves_as or MODEL)
         engines.append(Engine(worker, adapter, api_key))
     async with AsyncExitStack() as stack:
         for module, seconds in ((paceline.host, 0.02), (paceline.wire.server, 0.02)):

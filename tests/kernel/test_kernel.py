@@ -83,6 +83,28 @@ def test_the_retry_budget_ends_with_the_last_workers_word() -> None:
     assert not kernel.requests
 
 
+def test_when_all_engines_are_overloaded_the_client_is_told_to_come_back() -> None:
+    kernel = fleet()
+    first = dispatched(kernel, "r1")
+    (second,) = kernel.handle(DispatchFailed("r1", first.worker_id, "HTTP 429", blame=False), 1.1)
+    assert isinstance(second, Dispatch)
+    (end,) = kernel.handle(DispatchFailed("r1", second.worker_id, "HTTP 429", blame=False), 1.2)
+    assert isinstance(end, Shed)
+    assert not end.unavailable
+    assert end.retry_after_s > 0
+    assert all(w.usable(1.2) for w in kernel.workers.values())
+
+
+def test_the_timer_is_wanted_in_the_future_or_never() -> None:
+    kernel = fleet(1)
+    first = dispatched(kernel, "r1")
+    kernel.handle(DispatchFailed("r1", first.worker_id, "connection refused"), 1.0)
+    assert kernel.next_deadline() > 1.0
+    kernel.handle(WorkerReported("w0", WorkerReport(healthy=False)), 1.1)
+    kernel.handle(TimerFired(), 3.0)
+    assert kernel.next_deadline() == 1.0 + kernel.settings.hold_s
+
+
 def test_a_worker_that_failed_is_avoided_and_then_tried_again() -> None:
     kernel = fleet(policy="least-requests")
     bad = dispatched(kernel, "r1").worker_id

@@ -62,7 +62,7 @@ class DispatchFailed(msgspec.Struct, frozen=True, tag=True):
     because: str
     timed_out: bool = False
     blame: bool = True
-    """The worker's fault (refused, died, 5xx), so that others should be tried and it be avoided."""
+    """The worker's fault (refused, died, 5xx): avoid it for a while. False: it is overloaded."""
 
 
 class StreamBroke(msgspec.Struct, frozen=True, tag=True):

@@ -33,6 +33,9 @@ from paceline.kernel.pool import Pool
 from paceline.kernel.worker import WorkerState
 from paceline.policy.route import POLICIES
 
+OVERLOADED_S = 1.0
+"""When to come back after every engine has said that it is overloaded."""
+
 
 class Settings(msgspec.Struct, frozen=True):
     """What steers the kernel."""
@@ -86,6 +89,7 @@ class Kernel:
         self.pools: dict[str, Pool] = {}
         self.workers: dict[str, WorkerState] = {}
         self._policy = POLICIES[settings.policy]
+        self._now = 0.0
         self._held: dict[str, dict[str, Live]] = {}
         """Requests that wait for a usable worker, by model, in order of arrival."""
         self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
@@ -104,16 +108,18 @@ class Kernel:
 
     def handle(self, fact: Fact, now: float) -> list[Command]:
         """Take in one fact; gives what shall be done, in order."""
+        self._now = now
         return self._handlers[type(fact)](fact, now)
 
     def next_deadline(self) -> float:
         """When a `TimerFired` is wanted at the latest; infinite if never."""
-        waiting = [live for held in self._held.values() for live in held.values()]
-        if not waiting:
-            return inf
-        deadlines = [live.arrived_at + self.settings.hold_s for live in waiting[:1]]
-        returns = [w.ejected_until for model in self._held for w in self._workers(model)]
-        return min([*deadlines, *(at for at in returns if at > -inf)], default=inf)
+        times = [inf]
+        for model, held in self._held.items():
+            if held:
+                oldest = next(iter(held.values()))
+                times.append(oldest.arrived_at + self.settings.hold_s)
+                times += [w.ejected_until for w in self._workers(model)]
+        return min(at for at in times if at > self._now)
 
     def held(self) -> dict[str, int]:
         """How many requests wait, by model."""
@@ -216,10 +222,19 @@ class Kernel:
         live.tried.append(fact.worker_id)
         live.because = f"{fact.worker_id}: {fact.because}"
         live.timed_out = fact.timed_out
-        if live.attempt >= self.settings.attempts:
+        last = live.attempt >= self.settings.attempts
+        if not fact.blame and (last or not self._untried(live, now)):
+            self._finish(live, Event.SHED)
+            return [Shed(fact.request_id, live.because, retry_after_s=OVERLOADED_S)]
+        if last:
             self._finish(live, Event.GAVE_UP)
             return [Fail(fact.request_id, live.because, live.timed_out)]
         return self._place(live, now)
+
+    def _untried(self, live: Live, now: float) -> bool:
+        """Is there a usable worker that it has not been tried on?"""
+        pool = self.pools[live.request.model]
+        return any(pool.ids[i] not in live.tried for i in pool.usable(now))
 
     def _broke(self, fact: StreamBroke, now: float) -> list[Command]:
         live = self.requests.get(fact.request_id)

@@ -63,7 +63,8 @@ class Ledger:
         self.arriving = 0.0
         """Context that those prompts will add to the KV cache."""
         self.promised: dict[float, int] = {}
-        """How many requests have each ITL promise (seconds)."""
+        """How many requests have each ITL promise (seconds, to two digits: headers may ask for
+        anything, and decisions take time for each)."""
         self._blind: deque[Entry] = deque()
         # Every decoding stream grows by the same tokens a step, so the context of all is
         # _base + streams * _grown, with _base = sum of (prompt - _grown at its first token).
@@ -80,7 +81,7 @@ class Ledger:
         self.entries[entry.request.id] = entry
         self.ahead += entry.uncached
         self.arriving += entry.prompt
-        itl_s = entry.request.promise.itl_s
+        itl_s = _grade(entry.request.promise.itl_s)
         self.promised[itl_s] = self.promised.get(itl_s, 0) + 1
         if not entry.request.streaming:
             self._blind.append(entry)
@@ -116,7 +117,7 @@ class Ledger:
         entry = self.entries.pop(request_id, None)
         if entry is None:
             return None
-        itl_s = entry.request.promise.itl_s
+        itl_s = _grade(entry.request.promise.itl_s)
         self.promised[itl_s] -= 1
         if not self.promised[itl_s]:
             del self.promised[itl_s]
@@ -131,3 +132,7 @@ class Ledger:
             self.ahead = self.arriving = self._base = self._grown = 0.0
             self._blind.clear()
         return entry
+
+
+def _grade(itl_s: float) -> float:
+    return float(f"{itl_s:.2g}")
