@@ -168,7 +168,7 @@ class LiveHost:
     async def run(self, engines: Iterable[Engine]) -> None:
         """Run until cancelled: probe the engines and watch over the exchanges."""
         try:
-            async with asyncio.TaskGroup() as tasks, aiohttp.ClientSession() as session:
+            async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 for engine in engines:
                     self.add(engine, session)
