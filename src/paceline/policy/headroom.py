@@ -3,19 +3,20 @@
 For every worker the request's TTFT and ITL are predicted, and what it does to the residents.
 The worker of least cost is taken, where cost is
 
-    loss   = -log P(TTFT kept) - log P(ITL kept)                           of the request itself
-    harm   = sum over residents of the rise of their -log P(ITL kept)
+    loss   = P(TTFT broken) + P(ITL broken)                                of the request itself
+    harm   = sum over residents of the rise of their P(ITL broken)
     delay  = seconds of waiting that the choice causes to anybody, over the best worker's
 
-P follows a logistic curve in log(promise / predicted), as wide as predictions have been wrong.
-Loss and harm decide where a promise is at stake, delay where none is: there the cached, the fast
-and the empty worker win by exactly what they save. (docs/design/0003-routing-cost.md says why not
-"least cost among those with enough headroom".)
+that is, the expected number of promises that the choice breaks, and a little for the time that it
+takes. P follows a logistic curve in log(predicted / promise), as wide as predictions have been
+wrong. Loss and harm decide where a promise is at stake, delay where none is, or none can be kept:
+there the cached, the fast and the empty worker win by exactly what they save.
+(docs/design/0003-routing-cost.md says why not "least cost among those with enough headroom".)
 """
 
 from __future__ import annotations
 
-from math import ceil, exp, inf, log, log1p
+from math import ceil, exp, inf, log
 
 import msgspec
 
@@ -23,13 +24,13 @@ from paceline.domain.commands import Prediction
 from paceline.policy.standing import Ask, Standing
 
 DELAY_WEIGHT = 0.05
-"""Cost of one worker's causing twice the delay of the best one, in units of -log P."""
+"""Cost of causing once more the delay of the best worker, in broken promises."""
 LEAST_SPARE = 0.1
 """Share of time that decode steps are left with, however much prefill there is."""
 KV_FULL = 0.95
 """Share of the KV cache from which on a worker counts as full."""
 CROWDED = 100.0
-"""Cost of exceeding that by the whole cache."""
+"""Cost of exceeding that by the whole cache, in broken promises."""
 
 
 class Forecast(msgspec.Struct, frozen=True, gc=False):
@@ -80,27 +81,25 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     )
 
 
-def loss(promise_s: float, predicted_s: float, spread: float) -> float:
-    """-log of the chance that a promise is kept (1.7: a logistic is nearly a normal curve)."""
-    odds = 1.7 / spread * log(predicted_s / promise_s)
-    if odds < -20.0:
-        return 0.0
-    return odds if odds > 20.0 else log1p(exp(odds))
+def broken(promise_s: float, predicted_s: float, spread: float) -> float:
+    """The chance that a promise is broken (1.7: a logistic is nearly a normal curve)."""
+    odds = 1.7 / spread * log(promise_s / predicted_s)
+    return 1.0 / (1.0 + exp(odds)) if odds < 30.0 else 0.0
 
 
 def risk(worker: Standing, ask: Ask, seen: Forecast) -> float:
-    """Loss and harm of a choice, in units of -log P."""
+    """Loss and harm of a choice: the expected number of promises that it breaks."""
     kept = 1.0 - ask.margin
     total = -CROWDED * min(seen.kv_left, 0.0)
     if ask.promise.ttft_s < inf:
         promise_s = max(ask.promise.ttft_s * kept, 1e-3)
-        total += ask.weight * loss(promise_s, seen.ttft_s, worker.ttft_spread)
+        total += ask.weight * broken(promise_s, seen.ttft_s, worker.ttft_spread)
     if ask.promise.itl_s < inf:
-        total += ask.weight * loss(ask.promise.itl_s * kept, seen.itl_s, worker.itl_spread)
+        total += ask.weight * broken(ask.promise.itl_s * kept, seen.itl_s, worker.itl_spread)
     for itl_s, residents in worker.promised:
         if itl_s < inf:
-            after = loss(itl_s * kept, seen.after_s, worker.itl_spread)
-            total += residents * (after - loss(itl_s * kept, seen.before_s, worker.itl_spread))
+            after = broken(itl_s * kept, seen.after_s, worker.itl_spread)
+            total += residents * (after - broken(itl_s * kept, seen.before_s, worker.itl_spread))
     return total
 
 
