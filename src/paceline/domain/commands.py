@@ -13,6 +13,9 @@ class Prediction(msgspec.Struct, frozen=True):
     itl_s: float
     headroom: float
     """Least of (promise - predicted)/promise over all that is touched; below 0: one breaks."""
+    ttft_spread: float = 0.0
+    """Standard deviation of log(outcome / predicted) that is reckoned with."""
+    itl_spread: float = 0.0
     cached_tokens: int = 0
     """Prompt tokens believed to be in the worker's KV cache."""
 

@@ -113,4 +113,11 @@ def headroom(worker: Standing, ask: Ask, seen: Forecast) -> float:
 
 def prediction(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> Prediction:
     """What was expected of the worker chosen, to be compared with what comes."""
-    return Prediction(seen.ttft_s, seen.itl_s, headroom(worker, ask, seen), round(cached))
+    return Prediction(
+        seen.ttft_s,
+        seen.itl_s,
+        headroom(worker, ask, seen),
+        worker.ttft_spread,
+        worker.itl_spread,
+        round(cached),
+    )
