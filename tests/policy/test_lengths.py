@@ -68,8 +68,8 @@ def test_tenants_without_number_take_bounded_memory() -> None:
     lengths = OutputLengths()
     for i in range(MOST_KEYS + 100):
         lengths.learn("m", f"t{i}", 10)
-    assert len(lengths._counts) <= MOST_KEYS
-    assert ("m", "") in lengths._counts
+    assert len(lengths._seen) <= MOST_KEYS
+    assert ("m", "") in lengths._seen
 
 
 def test_tokens_per_byte_follow_what_engines_count() -> None:

@@ -190,3 +190,16 @@ def test_the_coefficients_of_a_dense_engine_come_back() -> None:
     assert np.mean(slopes[-3:]) == pytest.approx(2.4e-5, rel=0.1)
     assert kv_s == pytest.approx(9e-8, rel=0.15)
     assert q_s == pytest.approx(1.6e-9, rel=0.15)
+
+
+def test_a_first_token_that_comes_late_does_not_make_prefill_look_free() -> None:
+    worker = Worker(PrefillWindows(1010))
+    for _ in range(5):
+        worker.step()
+    worker.windows.dispatched("a", 800, 0, worker.now)
+    worker.step(0.4)
+    worker.step()
+    worker.step(STEP_S, "a")  # the engine's server was busy: the prompt was prefilled two steps ago
+    for _ in range(3):
+        worker.step()
+    assert 800 not in worker.prefills()

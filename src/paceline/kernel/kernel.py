@@ -308,7 +308,7 @@ class Kernel:
         pool = self.pools[worker.worker.model]
         if fact.report.healthy and (before is None or not before.healthy):
             pool.prefixes.remove(worker.place)  # an engine that comes back has lost its cache
-            worker.ejected_until = -inf
+            worker.ejected_until, worker.failures = -inf, 0
         pool.sized(worker)
         if fact.report.prefill_budget:
             worker.windows.told(fact.report.prefill_budget)

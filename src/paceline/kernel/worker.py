@@ -117,7 +117,12 @@ class WorkerState:
         return self.ledger.left(request_id)
 
     def failed(self, now: float) -> None:
-        """The worker is to blame for a failure: avoid it for a while."""
+        """The worker is to blame for a failure: avoid it for a while.
+
+        All that fails while it is avoided is the same incident: a crash breaks many streams.
+        """
+        if now < self.ejected_until:
+            return
         self.ejected_until = now + min(EJECT_S * 2**self.failures, MAX_EJECT_S)
         self.failures += 1
 

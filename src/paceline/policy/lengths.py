@@ -43,11 +43,28 @@ def _guess() -> Histogram:
     return share
 
 
+class _Fading:
+    """A histogram in which old answers fade: rather than all bins shrinking, the unit grows."""
+
+    __slots__ = ("counts", "unit")
+
+    def __init__(self) -> None:
+        self.counts: Histogram = np.zeros(BINS)
+        self.unit = 1.0
+
+    def add(self, place: int) -> None:
+        self.unit /= KEPT
+        self.counts[place] += self.unit
+        if self.unit > 1e100:
+            self.counts /= self.unit
+            self.unit = 1.0
+
+
 class OutputLengths:
     """Learned distributions of output tokens."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], Histogram] = {}
+        self._seen: dict[tuple[str, str], _Fading] = {}
         """By (model, tenant), least recently learned first; tenant "" is the whole model."""
         self._guess = _guess()
         self._expected: dict[tuple[str, str], tuple[int, float]] = {}
@@ -67,14 +84,13 @@ class OutputLengths:
         """An answer ended by itself or at its limit after so many tokens."""
         place = min(int(log2(max(output_tokens, 1)) * BINS_PER_OCTAVE + 1e-9), BINS - 1)
         for key in {(model, tenant): 0, (model, ""): 0}:
-            counts = self._counts.pop(key, None)
-            if counts is None:
-                counts = np.zeros(BINS)
-                if len(self._counts) >= MOST_KEYS:
-                    del self._counts[next(iter(self._counts))]
-            counts *= KEPT
-            counts[place] += 1.0
-            self._counts[key] = counts
+            seen = self._seen.pop(key, None)
+            if seen is None:
+                seen = _Fading()
+                if len(self._seen) >= MOST_KEYS:
+                    del self._seen[next(iter(self._seen))]
+            seen.add(place)
+            self._seen[key] = seen
 
     def quantile(
         self,
@@ -102,9 +118,9 @@ class OutputLengths:
         """Counts of the tenant upon those of the model upon the guess."""
         shape = self._guess
         for key in ((model, ""), (model, tenant)):
-            counts = self._counts.get(key)
-            if counts is not None:
-                blend = counts + PRIOR_ANSWERS * shape
+            seen = self._seen.get(key)
+            if seen is not None:
+                blend = seen.counts / seen.unit + PRIOR_ANSWERS * shape
                 shape = blend / blend.sum()
         return shape
 

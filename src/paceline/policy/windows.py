@@ -28,6 +28,9 @@ CONVINCING = 4.0
 """Prompts that must agree on a budget before it is relied on."""
 LENGTHENED = 1.3
 """A step this much longer than a quiet one had prefill in it."""
+NOTICED = 128
+"""A step with so many prompt tokens that took hardly longer than a quiet one did not have them:
+their first token came late, because the engine's server was busy."""
 WAITS = 32
 """Recent waits between sending and prefill that the overhead is judged by."""
 WITHHELD = 8
@@ -216,6 +219,8 @@ class PrefillWindows:
 
     def _settle(self, past: _Past) -> list[Observation]:
         if past.spoiled or past.seconds <= 0:
+            return []
+        if past.prefill >= NOTICED and past.seconds < 1.1 * self._quiet_s:
             return []
         if not past.idle:
             return [Observation(((past.load(), 1.0),), past.seconds)]
