@@ -135,11 +135,6 @@ class StepModel(msgspec.Struct, frozen=True):
         """`expected_s` of a load given by its parts."""
         return self.slowdown * dot(self.theta, features(streams, prefill, kv, q))
 
-    @property
-    def knot_s(self) -> tuple[float, ...]:
-        """Seconds at each of `KNOTS` tokens without context, at normal speed."""
-        return tuple(dot(self.theta, features(n, 0.0, 0.0, 0.0)) for n in KNOTS)
-
 
 def pool_prior(models: Iterable[StepModel]) -> tuple[float, ...]:
     """What a new worker may expect to be like, from the workers of its kind.
