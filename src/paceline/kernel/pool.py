@@ -41,12 +41,8 @@ class Pool:
         place = self._free.pop() if self._free else len(self._by_place)
         state = WorkerState(worker, place, pool_prior(known) if known else None)
         self.workers[worker.id] = state
-        for column, entry in (
-            (self.ids, worker.id),
-            (self._by_place, state),
-            (self._standings, None),
-        ):
-            column[place : place + 1] = [entry]  # type: ignore[list-item]
+        here = slice(place, place + 1)  # one to replace, or the end
+        self.ids[here], self._by_place[here], self._standings[here] = [worker.id], [state], [None]
         self.prefixes.add(place)
         self.regroup()
         return state

@@ -10,7 +10,7 @@ from paceline.domain.commands import Prediction
 from paceline.domain.facts import Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel.ledger import Entry, Ledger
-from paceline.policy.standing import Curve, Load, Standing
+from paceline.policy.standing import Curve, InFlight, Standing
 from paceline.policy.steptime import StepTimeEstimator
 from paceline.policy.windows import PrefillWindows
 
@@ -51,7 +51,7 @@ class WorkerState:
     def __init__(self, worker: Worker, place: int, prior: tuple[float, ...] | None) -> None:
         self.worker = worker
         self.place = place
-        """Its column in the model's view, and its bit in the prefix index."""
+        """Its place in the pool, and its bit in the prefix index."""
         self.ledger = Ledger()
         self.timing = StepTimeEstimator(prior) if prior else StepTimeEstimator()
         self.windows = PrefillWindows(worker.prefill_budget)
@@ -139,7 +139,7 @@ class WorkerState:
         if model.theta is not self._theta:
             self._theta, self._curve = model.theta, Curve(model.theta)
         capacity = self.report.kv_capacity_tokens if self.report is not None else None
-        load = Load(
+        in_flight = InFlight(
             streams=ledger.streams,
             arriving=len(ledger.entries) - ledger.streams,
             kv=ledger.kv,
@@ -151,4 +151,4 @@ class WorkerState:
             kv_capacity=float(capacity) if capacity else inf,
             last_step_at=self.last_step_at,
         )
-        return Standing(model, self._curve, load, ledger.promised)
+        return Standing(model, self._curve, in_flight, ledger.promised)

@@ -40,7 +40,7 @@ class Curve:
         return self._at_knots[i] + self._slopes[i] * (tokens - KNOTS[i])
 
 
-class Load(msgspec.Struct, frozen=True, gc=False):
+class InFlight(msgspec.Struct, frozen=True, gc=False):
     """What is in flight on a worker, and what the engine can take."""
 
     streams: int
@@ -93,18 +93,18 @@ class Standing:
     )
 
     def __init__(
-        self, model: StepModel, curve: Curve, load: Load, promised: Mapping[float, int]
+        self, model: StepModel, curve: Curve, in_flight: InFlight, promised: Mapping[float, int]
     ) -> None:
-        streams = load.streams
+        streams = in_flight.streams
         self.streams = streams
-        self.everyone = everyone = streams + load.arriving
-        self.kv_all = load.kv + load.kv_arriving
-        self.kv_capacity = load.kv_capacity
-        self.ahead = load.ahead
-        self.room = max(load.budget - streams, LEAST_ROOM)
-        self.prefill_rate = load.prefill_rate
-        self.overhead_s = load.overhead_s
-        self.last_step_at = load.last_step_at
+        self.everyone = everyone = streams + in_flight.arriving
+        self.kv_all = in_flight.kv + in_flight.kv_arriving
+        self.kv_capacity = in_flight.kv_capacity
+        self.ahead = in_flight.ahead
+        self.room = max(in_flight.budget - streams, LEAST_ROOM)
+        self.prefill_rate = in_flight.prefill_rate
+        self.overhead_s = in_flight.overhead_s
+        self.last_step_at = in_flight.last_step_at
         self.promised = tuple(promised.items())
         """ITL promises of its requests, each with how many have it."""
         self.gain = model.slowdown
@@ -112,7 +112,7 @@ class Standing:
         self.ttft_spread = max(model.spread, TTFT_SPREAD)
         self.curve = curve
         # Seconds of steps at normal speed.
-        self.kv_decode_s = kv_s = curve.kv_s * load.kv
+        self.kv_decode_s = kv_s = curve.kv_s * in_flight.kv
         self.decode_s = curve.at(streams) + kv_s
         probe_s = curve.at(streams + PROBE) + kv_s + curve.q_s * (0.5 * PROBE * PROBE)
         self.token_s = (probe_s - self.decode_s) / PROBE
@@ -122,7 +122,7 @@ class Standing:
         """Everyone decoding, as it is."""
         self.joined_s = curve.at(everyone + 1) + kv_all_s
         """With one stream more, its context not counted."""
-        usual = min(streams + load.ahead, load.budget)
+        usual = min(streams + in_flight.ahead, in_flight.budget)
         self.usual_s = (curve.at(usual) + kv_s) * model.p99
         """A step may take so long before its lateness is news."""
 
