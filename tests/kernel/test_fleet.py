@@ -4,34 +4,55 @@ from __future__ import annotations
 
 from collections import Counter
 from math import log
+from typing import Any
 
 import pytest
-from virtual_fleet import Job, VirtualFleet, attainment, poisson
+from msgspec.structs import replace
+from stage import Stage, ask
 
 from paceline.domain.commands import Dispatch
-from paceline.domain.promise import Promise
 from paceline.kernel.log import line, opening, replay
 from paceline.policy.route import POLICIES
+from paceline.simulator.scenario import Fault, Requests, Scenario, SimTier, Workers
 
-PROMISE = Promise(ttft_s=0.5, itl_s=0.02)
-H100 = "h100-llama-8b"
+H100, A100 = "h100-llama-8b", "a100-llama-8b"
+THROTTLED = Fault(kind="slow", worker="w0", at_s=10.0, for_s=10.0, factor=3.0)
+
+
+def scenario(rate: float, seconds: float, *faults: Fault, fast: int = 4, slow: int = 0) -> Scenario:
+    """Requests of all lengths on so many H100s and, after them, A100s."""
+    workers = [Workers(profile=H100, count=fast)]
+    if slow:
+        workers.append(Workers(profile=A100, count=slow, name="old"))
+    return Scenario(
+        about="A fleet.",
+        seconds=seconds,
+        workers=tuple(workers),
+        tiers={"t": SimTier(ttft_s=0.5, itl_s=0.02)},
+        requests=(Requests(rate=rate, prompt=(800, 5000), output=(150, 600)),),
+        faults=faults,
+    )
+
+
+def played(plan: Scenario, policy: str = "headroom", seed: int = 1, **fields: Any) -> Stage:
+    stage = Stage(plan, policy, seed, **fields)
+    stage.run()
+    return stage
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_serves_every_request(policy: str) -> None:
-    fleet = VirtualFleet([H100] * 3, policy)
-    told = fleet.run(poisson(20, 5, 1, PROMISE))
-    assert all(t.itl_s < 10 for t in told)
-    assert set(Counter(t.worker for t in told)) == {"w0", "w1", "w2"}
-    assert not fleet.kernel.requests
+    stage = played(scenario(20, 5, fast=3), policy)
+    assert all(s.status == "ok" and s.itl_s < 10 for s in stage.seen)
+    assert {s.worker for s in stage.seen} == {"w0", "w1", "w2"}
+    assert not stage.simulation.gateways[0].kernel.requests
 
 
 def test_a_recorded_log_gives_the_same_commands_to_a_fresh_kernel() -> None:
-    fleet = VirtualFleet([H100, "a100-llama-8b"], "headroom")
-    fleet.slow("w0", 3.0, 2.0, 4.0)
-    fleet.run(poisson(20, 6, 2, PROMISE))
-    lines = [opening(fleet.kernel.settings)]
-    lines += [line(now, fact, commands) for now, fact, commands in fleet.log]
+    throttled = Fault(kind="slow", worker="w0", at_s=2.0, for_s=2.0)
+    stage = played(scenario(20, 6, throttled, fast=1, slow=1), seed=2)
+    lines = [opening(stage.simulation.gateways[0].kernel.settings)]
+    lines += [line(now, fact, commands) for now, fact, commands in stage.log]
     count = 0
     for entry, commands in replay(lines):
         assert list(entry.commands) == commands
@@ -40,13 +61,11 @@ def test_a_recorded_log_gives_the_same_commands_to_a_fresh_kernel() -> None:
 
 
 def test_a_throttled_worker_loses_work_while_it_is_slow_and_gets_it_back() -> None:
-    fleet = VirtualFleet([H100] * 4, "headroom")
-    fleet.slow("w0", 3.0, 10, 20)
-    told = fleet.run(poisson(40, 40, 3, PROMISE))
+    stage = played(scenario(40, 40, THROTTLED), seed=3)
 
     def share(since: float, until: float) -> float:
-        then = [t for t in told if since <= t.job.at < until]
-        return sum(t.worker == "w0" for t in then) / len(then)
+        then = [s for s in stage.seen if since <= s.at_s < until]
+        return sum(s.worker == "w0" for s in then) / len(then)
 
     assert share(0, 10) > 0.15
     assert share(11, 20) < 0.12
@@ -54,37 +73,37 @@ def test_a_throttled_worker_loses_work_while_it_is_slow_and_gets_it_back() -> No
 
 
 def test_headroom_keeps_more_promises_than_counting_requests_when_a_worker_is_throttled() -> None:
-    kept = {}
-    for policy in ("headroom", "least-requests", "round-robin"):
-        fleet = VirtualFleet([H100] * 4, policy, seed=1)
-        fleet.slow("w0", 3.0, 10, 20)
-        kept[policy] = attainment(fleet.run(poisson(60, 30, 4, PROMISE)))
+    kept = {
+        policy: sum(s.kept for s in played(scenario(60, 30, THROTTLED), policy, seed=4).seen)
+        for policy in ("headroom", "least-requests", "round-robin")
+    }
     assert kept["headroom"] > kept["least-requests"] > kept["round-robin"]
 
 
 def test_unequal_workers_get_work_by_what_they_can_do() -> None:
-    fleet = VirtualFleet([H100, H100, "a100-llama-8b"], "headroom")
-    told = fleet.run(poisson(30, 20, 5, PROMISE))
-    by_worker = Counter(t.worker for t in told)
-    assert by_worker["w2"] < 0.6 * by_worker["w0"]
+    stage = played(scenario(30, 20, fast=2, slow=1), seed=5)
+    by_worker = Counter(s.worker for s in stage.seen)
+    assert by_worker["old0"] < 0.6 * by_worker["w0"]
 
 
 def test_long_prompts_do_not_break_the_promises_of_chat() -> None:
-    fleet = VirtualFleet([H100] * 2, "headroom")
-    chat = [Job(0.01 * i, 200, 600, Promise(1.0, 0.012)) for i in range(20)]
-    told = fleet.run([*chat, *(Job(2.0 + i, 7000, 20, Promise(5.0)) for i in range(3))])
-    assert attainment(told) == 1.0
+    tiers = {"t": SimTier(ttft_s=1.0, itl_s=0.012), "documents": SimTier(ttft_s=5.0)}
+    chat = [ask(0.01 * i, 200, 600) for i in range(20)]
+    long = [replace(ask(2.0 + i, 7000, 20), tier="documents") for i in range(3)]
+    stage = played(replace(scenario(1, 10, fast=2), tiers=tiers), requests=[*chat, *long])
+    assert len(stage.seen) == 23
+    assert all(s.kept for s in stage.seen)
 
 
 def test_predictions_are_right_once_a_fleet_is_known() -> None:
-    fleet = VirtualFleet([H100] * 2, "headroom")
-    told = fleet.run(poisson(25, 30, 6, PROMISE))
-    expected = [c.predicted for _, _, cs in fleet.log for c in cs if isinstance(c, Dispatch)]
+    stage = played(scenario(25, 30, fast=2), seed=6)
+    expected = [command.predicted for _, command in stage.commands(Dispatch)]
     pairs = [
         (prediction.itl_s, seen.itl_s)
-        for prediction, seen in zip(expected, told, strict=True)
-        if 5 < seen.job.at < 20 and seen.job.output > 50 and prediction is not None
+        for prediction, seen in zip(expected, stage.seen, strict=True)
+        if 5 < seen.at_s < 20 and seen.output_tokens > 50
     ]
     errors = sorted(log(outcome / predicted) for predicted, outcome in pairs)
+    assert len(errors) > 200
     assert abs(errors[len(errors) // 2]) < 0.15
     assert sorted(map(abs, errors))[len(errors) // 2] < 0.2

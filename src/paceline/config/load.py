@@ -14,7 +14,7 @@ from paceline.domain.errors import ConfigError
 def parse(text: str, environ: Mapping[str, str], source: str) -> Config:
     """The settings in a text, or a `ConfigError` with all that is wrong. Pure."""
     reader = Reader(environ, source)
-    config = reader.read(text, Config)
+    config = reader.read(text, Config) or Config()
     for place, what in rules.problems(config):
         if reader.is_sound(place):
             reader.complain(place, what)
@@ -25,17 +25,21 @@ def parse(text: str, environ: Mapping[str, str], source: str) -> Config:
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
     """The settings in a file. Paths within it start where Paceline was started."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror or error}"]) from None
-    except UnicodeDecodeError:
-        raise ConfigError([f"{path}: this is not text in UTF-8"]) from None
-    config = parse(text, environ, str(path))
+    config = parse(text_of(path), environ, str(path))
     missing = [f"{path}: {place}: {what}" for place, what in _unusable_files(config)]
     if missing:
         raise ConfigError(missing)
     return config
+
+
+def text_of(path: Path) -> str:
+    """What stands in a file, or a `ConfigError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror or error}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError([f"{path}: this is not text in UTF-8"]) from None
 
 
 def _unusable_files(config: Config) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,8 @@ file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import repeat
 from math import isfinite
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -40,19 +41,26 @@ class Reader:
         self._lines: dict[str, int] = {}
         self._complaints: list[tuple[str, str]] = []
 
-    def read(self, text: str, root: type[T]) -> T:
-        """The settings, as far as they could be read; see `problems`."""
+    def read(
+        self, text: str, root: type[T], change: Callable[[yaml.Node], None] = lambda node: None
+    ) -> T | None:
+        """The settings, as far as they could be read; see `problems`.
+
+        `change` may edit what is written before it is looked at. None: what is needed is missing.
+        """
         value = None
         try:
             self._loader = yaml.SafeLoader(text)
             node = self._loader.get_single_node()
+            if node:
+                change(node)
             value = self._value(node, inspect.type_info(root), "") if node else None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             self._lines[""] = mark.line + 1 if mark else 1
             why = getattr(error, "problem", None) or getattr(error, "reason", None)
             self.complain("", f"this is not YAML: {why or 'unreadable'}")
-        return value if isinstance(value, root) else root()
+        return value if isinstance(value, root) else None
 
     def complain(self, place: str, what: str) -> None:
         """Note a problem at a place such as `models[0].workers[1].url`."""
@@ -92,8 +100,12 @@ class Reader:
                 ]
                 return {key: value for key, value in pairs if value is not UNSET}
             case inspect.VarTupleType(item_type=item), yaml.SequenceNode():
-                values = [self._item(v, item, f"{at}[{i}]") for i, v in enumerate(node.value)]
-                return UNSET if UNSET in values else tuple(values)
+                return self._tuple(node, repeat(item), at)
+            case inspect.TupleType(item_types=items), yaml.SequenceNode():
+                if len(items) == len(node.value):
+                    return self._tuple(node, items, at)
+                self.complain(at, f"expected {expected(kind)}, got {len(node.value)}")
+                return UNSET
         self.complain(at, f"expected {expected(kind)}, got {SHAPES[type(node)]}")
         return UNSET
 
@@ -103,6 +115,11 @@ class Reader:
         if value is None:
             self.complain(at, f"expected {expected(kind)}, got nothing")
         return UNSET if value is None else value
+
+    def _tuple(self, node: yaml.SequenceNode, kinds: Iterable[inspect.Type], at: str) -> Any:
+        pairs = enumerate(zip(node.value, kinds, strict=False))
+        values = [self._item(item, kind, f"{at}[{i}]") for i, (item, kind) in pairs]
+        return UNSET if UNSET in values else tuple(values)
 
     def _struct(self, node: yaml.MappingNode, kind: inspect.StructType, at: str) -> Any:
         fields = {field.encode_name: field for field in kind.fields}

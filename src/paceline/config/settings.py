@@ -15,7 +15,19 @@ from paceline.config.values import Address, Digest, EngineUrl, Key, Secret
 from paceline.domain.promise import Promise, Tenant, Tier
 from paceline.domain.worker import Worker
 
-Policy = Literal["headroom", "round-robin", "least-requests", "power-of-two", "prefix-affinity"]
+Policy = Literal[
+    "headroom",
+    "random",
+    "round-robin",
+    "least-requests",
+    "power-of-two",
+    "least-kv",
+    "prefix-affinity",
+    "kv-cost",
+    "kv-cost-output",
+    "peak-ewma",
+    "global-latency",
+]
 Kind = Literal["vllm", "llamacpp", "openai"]
 Role = Literal["both", "prefill", "decode"]
 Overload = Literal["queue", "shed"]

@@ -44,6 +44,8 @@ def expected(kind: inspect.Type) -> str:
             return "a map"
         case inspect.VarTupleType(item_type=item):
             return f"a list, each item {expected(item)}"
+        case inspect.TupleType(item_types=items):
+            return f"a list of {len(items)}: {', '.join(map(expected, items))}"
         case inspect.LiteralType(values=values):
             return f"one of {', '.join(map(str, values))}"
         case inspect.BoolType():

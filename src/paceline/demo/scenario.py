@@ -60,7 +60,7 @@ class Scenario(msgspec.Struct, frozen=True):
     def trace(self) -> list[Arrival]:
         """The requests: the same for every policy."""
         rng = Random(self.seed)  # noqa: S311
-        plain = independent(RATE_PER_S, self.seconds, rng, prompts=PROMPTS, answers=ANSWERS)
+        plain = list(independent(RATE_PER_S, self.seconds, rng, prompts=PROMPTS, answers=ANSWERS))
         return with_tiers(plain, SHARES, rng)
 
     def engines(self, ports: list[int]) -> dict[str, Any]:

@@ -13,17 +13,22 @@ from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 
 
-class Step(msgspec.Struct, frozen=True, gc=False):
-    """One step of a worker's continuous batch, as its chunks' arrival at the gateway showed it."""
+class Step(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One step of a worker's continuous batch, as its chunks' arrival at the gateway showed it.
+
+    Or several that were alike: then `seconds` is their mean.
+    """
 
     ended_at: float
-    """Arrival of the step's first chunk."""
+    """Arrival of the (last) step's first chunk."""
     seconds: float
     """Time since the step before ended; 0 if the worker had no stream to show it."""
     streams: int
     """Streams that got a token, without those that got their first one."""
     tokens: int
-    """Tokens of those streams: more than `streams` where an engine sends several in a chunk."""
+    """Tokens of those streams in one step: more than `streams` where chunks hold several."""
+    count: int = 1
+    """Steps told in one: of the same streams, and none of them gave a first token."""
 
 
 class RequestArrived(msgspec.Struct, frozen=True, tag=True):
@@ -92,6 +97,33 @@ class WorkerReported(msgspec.Struct, frozen=True, tag=True):
     report: WorkerReport
 
 
+class PeerLoad(msgspec.Struct, frozen=True, gc=False):
+    """What another gateway has in flight on one worker."""
+
+    worker_id: str
+    streams: int
+    """Requests decoding."""
+    arriving: int
+    """Requests sent and not yet decoding."""
+    context: float
+    """Tokens of context of the decoding streams."""
+    context_arriving: float
+    """What the arriving ones will add to it."""
+    ahead: float
+    """Prompt tokens not yet prefilled."""
+    prefill_rate: float
+    """Prompt tokens a second, lately."""
+
+
+class PeerReported(msgspec.Struct, frozen=True, tag=True):
+    """Another gateway told what it has in flight; workers that it doesn't name have nothing."""
+
+    gateway: str
+    loads: Sequence[PeerLoad]
+    age_s: float = 0.0
+    """How old the news was when it came."""
+
+
 class TimerFired(msgspec.Struct, frozen=True, tag=True):
     """The deadline that `Kernel.next_deadline` named has come."""
 
@@ -107,5 +139,6 @@ Fact = (
     | WorkerAdded
     | WorkerRemoved
     | WorkerReported
+    | PeerReported
     | TimerFired
 )

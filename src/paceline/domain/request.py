@@ -8,6 +8,9 @@ import msgspec
 
 from paceline.domain.promise import Promise
 
+BLOCK_BYTES = 256
+"""Bytes of prompt text in one block of `Request.blocks`, about 64 tokens of English."""
+
 
 class Request(msgspec.Struct, frozen=True):
     """One generation, reduced to what decisions need; its text stays at the gateway."""
@@ -24,14 +27,11 @@ class Request(msgspec.Struct, frozen=True):
     """Exact count, where the client sent token ids."""
     max_tokens: int | None = None
     blocks: tuple[int, ...] = ()
-    """Hash chain over the prompt in `BLOCK_BYTES` each: block i names all text up to its end."""
+    """Hash chain over the prompt in `block_bytes` each: block i names all text up to its end."""
     streaming: bool = True
     seed: int = 0
     """Breaks ties; drawn by the host so that the kernel stays without chance."""
-
-
-BLOCK_BYTES = 256
-"""Bytes of prompt text in one block of `Request.blocks`, about 64 tokens of English."""
+    block_bytes: int = BLOCK_BYTES
 
 
 class State(Enum):

@@ -5,8 +5,10 @@ simulator drives it on a virtual clock, the emulated engine on a real one.
 """
 
 from paceline.enginemodel.blocks import BlockPool
+from paceline.enginemodel.generation import Generation
+from paceline.enginemodel.plan import StepOutcome, StepPlan
 from paceline.enginemodel.profile import PROFILES, Chance, Load, Profile
-from paceline.enginemodel.scheduler import Generation, Scheduler, StepOutcome, StepPlan
+from paceline.enginemodel.scheduler import Scheduler
 
 __all__ = [
     "PROFILES",

@@ -9,24 +9,27 @@ from collections.abc import Sequence
 class BlockPool:
     """Paged KV cache with prefix caching.
 
-    A block has a name (the hash of all text up to its end) once it is full, and only named blocks
-    can be shared, so only they need an identity: of the others a count is enough. A named block
-    that nobody holds stays until its room is needed; the longest unused goes first.
+    Text has a name (the hash of all text up to its end) once its `per_name` blocks are full, and
+    only what is named can be shared, so only that needs an identity: of other blocks a count is
+    enough. What is named and held by nobody stays until its room is needed; the longest unused
+    goes first.
     """
 
-    __slots__ = ("_holders", "_idle", "_unnamed", "blocks")
+    __slots__ = ("_holders", "_idle", "_unnamed", "blocks", "per_name")
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, per_name: int = 1) -> None:
         self.blocks = blocks
+        self.per_name = per_name
+        """Blocks under one name: 1 as in vLLM; more make long prompts cheaper to simulate."""
         self._holders: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
-        """Named blocks that nobody holds, the longest unused first."""
+        """Names that nobody holds, the longest unused first."""
         self._unnamed = 0
 
     @property
     def used(self) -> int:
         """Blocks that somebody holds."""
-        return len(self._holders) + self._unnamed
+        return self.per_name * len(self._holders) + self._unnamed
 
     @property
     def free(self) -> int:
@@ -36,7 +39,7 @@ class BlockPool:
     @property
     def cached(self) -> int:
         """Named blocks, held or not."""
-        return len(self._holders) + len(self._idle)
+        return self.per_name * (len(self._holders) + len(self._idle))
 
     def known(self, names: Sequence[int]) -> int:
         """How many of the first `names` are in the cache, without a gap."""
@@ -47,8 +50,8 @@ class BlockPool:
         return len(names)
 
     def idle(self, names: Sequence[int]) -> int:
-        """How many of `names` are cached but held by nobody: holding them costs free blocks."""
-        return sum(name in self._idle for name in names)
+        """Blocks of `names` that are cached but held by nobody: holding them costs free blocks."""
+        return self.per_name * sum(name in self._idle for name in names)
 
     def hold(self, names: Sequence[int]) -> None:
         """Share cached blocks."""
@@ -65,11 +68,11 @@ class BlockPool:
         self._evict()
 
     def name(self, name: int) -> bool:
-        """Name one of the blocks taken. False: a twin has the name, and the block stays unnamed."""
+        """Name `per_name` of the blocks taken. False: a twin has the name; they stay unnamed."""
         if name in self._holders:
             return False
-        self._idle.pop(name, None)  # an idle twin is given up for the fresh block
-        self._unnamed -= 1
+        self._idle.pop(name, None)  # an idle twin is given up for what is fresh
+        self._unnamed -= self.per_name
         self._holders[name] = 1
         return True
 
@@ -88,5 +91,5 @@ class BlockPool:
     def _evict(self) -> None:
         idle = self._idle
         room = self.free
-        while len(idle) > room:
+        while self.per_name * len(idle) > room:
             idle.popitem(last=False)

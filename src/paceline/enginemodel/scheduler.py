@@ -5,13 +5,12 @@ of tokens, new requests while there is room, and preemption by recomputation whe
 full. One thing is simpler: a request takes the blocks of its whole prompt when it is admitted, not
 chunk by chunk.
 
-All decoding streams advance by one token with each step, so nothing is done for a stream but at the
-steps where it needs a block or ends: a step costs O(events), some sixteenth of O(streams).
+All decoding streams advance by one token with each step, so nothing is done for a stream but when
+it joins or leaves, and steps of the same streams are alike: they may be planned and run in one go.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from heapq import heappop, heappush
 from itertools import chain
@@ -20,20 +19,9 @@ from operator import attrgetter
 import msgspec
 
 from paceline.enginemodel.blocks import BlockPool
+from paceline.enginemodel.generation import Generation, Running
+from paceline.enginemodel.plan import StepOutcome, StepPlan
 from paceline.enginemodel.profile import Chance, Load, Profile
-
-
-class Generation(msgspec.Struct, frozen=True):
-    """What the engine shall compute, decided in advance."""
-
-    id: str
-    prompt_tokens: int
-    output_tokens: int
-    blocks: Sequence[int] = ()
-    """Hash chain over the prompt, one for each full block of the profile's size. May go on past the
-    prompt, where the caller knows the answer: then a next turn finds that too."""
-    priority: int = 0
-    """Lower runs earlier, if the engine schedules by priority."""
 
 
 class Counters(msgspec.Struct):
@@ -48,59 +36,6 @@ class Counters(msgspec.Struct):
     steps: int = 0
 
 
-class _Running:
-    """A generation's place in the engine. Counts are as of `joined` while it decodes."""
-
-    __slots__ = (
-        "arrival",
-        "computed",
-        "ends",
-        "generation",
-        "grows",
-        "id",
-        "joined",
-        "looked_at",
-        "named",
-        "order",
-        "produced",
-        "unnamed",
-    )
-
-    def __init__(self, generation: Generation, order: tuple[int, int]) -> None:
-        self.generation = generation
-        self.id = generation.id
-        self.order = order
-        """The least is served first, the greatest preempted first."""
-        self.produced = 0
-        self.computed = 0
-        """Tokens in the KV cache."""
-        self.named: list[int] = []
-        self.unnamed = 0
-        self.looked_at = 0
-        """Full blocks for which a name was considered."""
-        self.joined = self.ends = self.grows = 0
-        """Steps: the one before the first decode, the last one, the next that needs a block."""
-
-
-class StepPlan(msgspec.Struct, frozen=True, gc=False):
-    """A step to be run now."""
-
-    load: Load
-    seconds: float
-    admitted: dict[str, int]
-    """Requests that left the queue, with their prompt tokens found in the cache."""
-    chunks: Sequence[tuple[_Running, int]]
-    """Prompts with the tokens of them that are computed."""
-
-
-class StepOutcome(msgspec.Struct, frozen=True, gc=False):
-    """What a step gave: one token for each id in `finished` and in `Scheduler.decoding`."""
-
-    first: Sequence[str]
-    """Requests whose first token it was; they may be finished with it."""
-    finished: Sequence[str]
-
-
 _by_order = attrgetter("order")
 
 
@@ -108,12 +43,21 @@ class Scheduler:
     """One engine. `plan` a step, let its seconds pass, `complete` it; `add`, `abort` any time."""
 
     def __init__(
-        self, profile: Profile, *, by_priority: bool = False, rng: Chance | None = None
+        self,
+        profile: Profile,
+        *,
+        by_priority: bool = False,
+        rng: Chance | None = None,
+        name_tokens: int = 0,
     ) -> None:
         if profile.max_num_batched_tokens < profile.max_num_seqs:
             raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
         self.profile = profile
-        self.pool = BlockPool(profile.kv_tokens // profile.block_size)
+        self.name_tokens = name_tokens or profile.block_size
+        """Tokens under one name of a generation's `blocks`; a multiple of the block size."""
+        self.pool = BlockPool(
+            profile.kv_tokens // profile.block_size, self.name_tokens // profile.block_size
+        )
         self.context_limit = min(profile.max_model_len, self.pool.blocks * profile.block_size)
         """Tokens of prompt and answer that one request may have."""
         self.slowdown = 1.0
@@ -122,17 +66,22 @@ class Scheduler:
         self._by_priority = by_priority
         self._rng = rng
         self._arrivals = 0
-        self._requests: dict[str, _Running] = {}
-        self._queue: list[tuple[tuple[int, int], _Running]] = []
+        self._requests: dict[str, Running] = {}
+        self._queue: list[tuple[tuple[int, int], Running]] = []
         """A heap; aborted requests stay in it until they come up."""
-        self._prefilling: dict[str, _Running] = {}
-        self._decoding: dict[str, _Running] = {}
+        self._prefilling: dict[str, Running] = {}
+        self._decoding: dict[str, Running] = {}
         self._context = 0
         """Tokens of the decoding streams."""
         self._head_waits_for_room = False
         """The head of the queue did not fit, and nothing was given back since."""
-        self._growths: defaultdict[int, list[_Running]] = defaultdict(list)
-        self._endings: defaultdict[int, list[_Running]] = defaultdict(list)
+        self._endings: dict[int, list[Running]] = {}
+        self._ending_steps: list[int] = []
+        """A heap of the keys of `_endings`."""
+        self._growths = [0] * profile.block_size
+        """Streams that need a block in each step of that number, modulo the size of a block."""
+        self._grown = 0
+        """The last step for which blocks were given."""
 
     @property
     def running(self) -> int:
@@ -152,6 +101,30 @@ class Scheduler:
         """Requests that get a token with each step, live."""
         return self._decoding.keys()
 
+    @property
+    def context(self) -> int:
+        """Tokens of the decoding streams."""
+        return self._context
+
+    def prompt_left(self) -> int:
+        """Tokens to be computed until all that is here decodes."""
+        left = 0
+        for request in self._requests.values():
+            if request.id not in self._decoding:
+                tokens = request.generation.prompt_tokens + request.produced
+                done = request.computed
+                if request.id not in self._prefilling:
+                    done = self.name_tokens * self.pool.known(request.generation.blocks)
+                left += max(tokens - done, 1)
+        return left
+
+    def produced(self, request_id: str, ended: int = 0) -> int:
+        """Tokens of the answer so far, with so many steps of the plan under way over."""
+        request = self._requests[request_id]
+        if request_id not in self._decoding:
+            return request.produced
+        return request.produced + self.counters.steps + ended - request.joined
+
     def add(self, generation: Generation) -> None:
         """Queue a request. ValueError if it could never be finished."""
         tokens = generation.prompt_tokens + generation.output_tokens
@@ -163,7 +136,7 @@ class Scheduler:
             raise ValueError(f"{generation.id}: is here already")
         self._arrivals += 1
         priority = generation.priority if self._by_priority else 0
-        request = _Running(generation, (priority, self._arrivals))
+        request = Running(generation, (priority, self._arrivals))
         self._requests[request.id] = request
         self._enqueue(request)
 
@@ -175,41 +148,69 @@ class Scheduler:
         self._leave(request)
         return True
 
-    def plan(self) -> StepPlan | None:
-        """The next step; None if there is nothing to do. Complete it before planning another."""
+    def plan(self, most: int = 1) -> StepPlan | None:
+        """The next step, or up to `most` of them as long as they are alike; None: nothing to do.
+
+        Complete it before planning another.
+        """
         preempted = self._grow(self.counters.steps + 1)
-        budget = self.profile.max_num_batched_tokens - len(self._decoding)
-        chunks: list[tuple[_Running, int]] = []
+        streams = len(self._decoding)
+        budget = self.profile.max_num_batched_tokens - streams
+        chunks: list[tuple[Running, int]] = []
         for request in self._prefilling.values():
             if budget <= 0:
                 break
             budget -= self._chunk(request, budget, chunks)
         admitted: dict[str, int] = {}
-        while budget > 0 and not preempted:
+        while budget > 0 and not preempted and self._queue:
             fresh = self._admit()
             if fresh is None:
                 break
             if fresh.produced == 0:
                 admitted[fresh.id] = fresh.computed
             budget -= self._chunk(fresh, budget, chunks)
-        if not chunks and not self._decoding:
+        if chunks:
+            prefill = sum(tokens for _, tokens in chunks)
+            attention = sum(p * (request.computed + p / 2) for request, p in chunks)
+            load = Load(streams, prefill, self._context, attention)
+            seconds = self.profile.step_seconds(load, self._rng) * self.slowdown
+            return StepPlan(load, seconds, admitted, chunks, 1, seconds, 0.0, preempted)
+        if not streams:
             return None
-        load = Load(
-            streams=len(self._decoding),
-            prefill=sum(tokens for _, tokens in chunks),
-            context=self._context,
-            attention=sum(p * (request.computed + p / 2) for request, p in chunks),
+        load = Load(streams, 0, self._context)
+        alike = 1 if preempted or most == 1 else self._alike(most)
+        seconds, rise_s = self.profile.step_seconds(load), 0.0
+        if alike > 1:
+            last = Load(streams, 0, self._context + streams * (alike - 1))
+            rise_s = (self.profile.step_seconds(last) - seconds) / (alike - 1)
+            seconds += 0.5 * (alike - 1) * rise_s
+        usual, worst = self.profile.noise(self._rng, alike) if self._rng else (1.0, 1.0)
+        seconds *= self.slowdown
+        rise_s *= self.slowdown * usual
+        return StepPlan(
+            load,
+            seconds * usual * alike,
+            admitted,
+            chunks,
+            alike,
+            seconds * worst,
+            rise_s,
+            preempted,
         )
-        seconds = self.profile.step_seconds(load, self._rng) * self.slowdown
-        return StepPlan(load, seconds, admitted, chunks)
 
-    def complete(self, plan: StepPlan) -> StepOutcome:
-        """The planned step has been run."""
-        self.counters.steps += 1
-        step = self.counters.steps
-        self._context += len(self._decoding)
-        self.counters.generated_tokens += len(self._decoding)
-        finished, first = [], []
+    def complete(self, plan: StepPlan, steps: int = 0) -> StepOutcome:
+        """The planned steps have been run, or only the first so many of them."""
+        steps = steps or plan.steps
+        counters, streams = self.counters, len(self._decoding)
+        step = counters.steps = counters.steps + steps
+        if step > self._grown:
+            self.pool.take(self._needed(self._grown, step - self._grown))
+            self._grown = step
+        self._context += streams * steps
+        counters.generated_tokens += streams * steps
+        first: list[str] = []
+        resumed: list[str] = []
+        finished: list[str] = []
         for request in self._endings.pop(step, ()):
             self._finish(request)
             finished.append(request.id)
@@ -220,25 +221,52 @@ class Scheduler:
             self._name_full_blocks(request)
             if request.computed < request.generation.prompt_tokens + request.produced:
                 continue
-            self.counters.generated_tokens += 1
-            if request.produced == 0:
-                first.append(request.id)
+            counters.generated_tokens += 1
+            (resumed if request.produced else first).append(request.id)
             request.produced += 1
             if request.produced == request.generation.output_tokens:
                 self._finish(request)
                 finished.append(request.id)
             else:
                 self._join(request, step)
-        return StepOutcome(first, finished)
+        return StepOutcome(first, resumed, finished)
+
+    def _alike(self, most: int) -> int:
+        """How many of the next steps are decodes of the same streams, with room for their blocks.
+
+        Whoever waits is waiting for room, which nobody gives back before a stream ends.
+        """
+        endings = self._ending_steps
+        while endings[0] not in self._endings:
+            heappop(endings)
+        step = self.counters.steps
+        most = min(most, endings[0] - step)
+        free = self.pool.free
+        if self._needed(step + 1, most - 1) <= free:
+            return most
+        alike = 1
+        while (free := free - self._growths[(step + alike + 1) % len(self._growths)]) >= 0:
+            alike += 1
+        return alike
+
+    def _needed(self, step: int, more: int) -> int:
+        """Blocks that the `more` steps after `step` take."""
+        growths = self._growths
+        size = len(growths)
+        rounds, rest = divmod(more, size)
+        needed = rounds * len(self._decoding)
+        for later in range(step + 1, step + 1 + rest):
+            needed += growths[later % size]
+        return needed
 
     # Where a request stands.
 
-    def _enqueue(self, request: _Running) -> None:
+    def _enqueue(self, request: Running) -> None:
         if not self._queue or request.order < self._queue[0][0]:
             self._head_waits_for_room = False
         heappush(self._queue, (request.order, request))
 
-    def _admit(self) -> _Running | None:
+    def _admit(self) -> Running | None:
         """Move the head of the queue into the batch, if there is one and it fits."""
         queue, pool = self._queue, self.pool
         while queue and self._requests.get(queue[0][1].id) is not queue[0][1]:
@@ -254,9 +282,9 @@ class Scheduler:
         tokens = request.generation.prompt_tokens + request.produced
         size = self.profile.block_size
         # The last token is always computed: from it comes the next.
-        names = request.generation.blocks[: (tokens - 1) // size]
-        hits = names[: pool.known(names)]
-        fresh = -(-tokens // size) - len(hits)
+        names = request.generation.blocks[: (tokens - 1) // self.name_tokens]
+        hits = names[: pool.known(names)] if names else ()
+        fresh = -(-tokens // size) - len(hits) * pool.per_name
         if fresh + pool.idle(hits) > pool.free:
             self._head_waits_for_room = True
             return None
@@ -264,7 +292,7 @@ class Scheduler:
         pool.hold(hits)
         pool.take(fresh)
         request.named, request.unnamed, request.looked_at = list(hits), fresh, len(hits)
-        request.computed = len(hits) * size
+        request.computed = len(hits) * self.name_tokens
         self._prefilling[request.id] = request
         if request.produced == 0:
             self.counters.prompt_tokens += tokens
@@ -272,57 +300,86 @@ class Scheduler:
             self.counters.prefix_hit_tokens += request.computed
         return request
 
-    def _chunk(self, request: _Running, budget: int, chunks: list[tuple[_Running, int]]) -> int:
+    def _chunk(self, request: Running, budget: int, chunks: list[tuple[Running, int]]) -> int:
         left = request.generation.prompt_tokens + request.produced - request.computed
         tokens = min(left, budget)
         chunks.append((request, tokens))
         return tokens
 
-    def _join(self, request: _Running, step: int) -> None:
+    def _join(self, request: Running, step: int) -> None:
         """The prompt is computed: decode from the next step on."""
         del self._prefilling[request.id]
         self._decoding[request.id] = request
         self._context += request.generation.prompt_tokens + request.produced
         request.joined = step
         request.ends = step + request.generation.output_tokens - request.produced
-        self._endings[request.ends].append(request)
-        request.grows = step + 1 + -request.computed % self.profile.block_size
-        self._growths[request.grows].append(request)
+        ending = self._endings.get(request.ends)
+        if ending is None:
+            self._endings[request.ends] = [request]
+            heappush(self._ending_steps, request.ends)
+        else:
+            ending.append(request)
+        size = self.profile.block_size
+        request.grows = step + 1 + -request.computed % size
+        self._growths[request.grows % size] += 1
 
-    def _grow(self, step: int) -> bool:
-        """Give a block to each stream that needs one in this step; True if others had to go."""
-        preempted = False
-        for request in sorted(self._growths.pop(step, ()), key=_by_order):
-            while request.id in self._decoding and self.pool.free == 0:
+    def _grow(self, step: int) -> Sequence[str]:
+        """Give a block to each stream that needs one in this step; gives those who had to go."""
+        if step == self._grown:
+            return ()
+        self._grown = step
+        pool, size = self.pool, self.profile.block_size
+        needed = self._growths[step % size]
+        if needed <= pool.free:
+            pool.take(needed)
+            return ()
+        self._grown = step - 1  # until each has its block
+        due = [
+            r for r in self._decoding.values() if step >= r.grows and not (step - r.grows) % size
+        ]
+        served: list[Running] = []
+        preempted: list[str] = []
+        for request in sorted(due, key=_by_order):
+            while request.id in self._decoding and pool.free == 0:
                 everyone = chain(self._decoding.values(), self._prefilling.values())
-                self._preempt(max(everyone, key=_by_order))
-                preempted = True
+                last = max(everyone, key=_by_order)
+                if last in served:
+                    served.remove(last)
+                    last.unnamed += 1
+                self._preempt(last)
+                preempted.append(last.id)
             if request.id in self._decoding:
-                self.pool.take(1)
-                request.unnamed += 1
-                request.grows = step + self.profile.block_size
-                self._growths[request.grows].append(request)
+                pool.take(1)
+                served.append(request)
+        self._grown = step
         return preempted
 
-    def _preempt(self, request: _Running) -> None:
+    def _preempt(self, request: Running) -> None:
         """Take its blocks; it is queued again and computes prompt and answer anew."""
         self.counters.preemptions += 1
         self._leave(request)
         self._enqueue(request)
 
-    def _finish(self, request: _Running) -> None:
+    def _finish(self, request: Running) -> None:
         del self._requests[request.id]
         self._leave(request)
 
-    def _leave(self, request: _Running) -> None:
+    def _leave(self, request: Running) -> None:
         """Out of the batch, if it is in it; its blocks are free, and cached where named."""
         if self._decoding.pop(request.id, None) is not None:
             steps = self.counters.steps - request.joined
             request.produced += steps
             request.computed += steps
             self._context -= request.generation.prompt_tokens + request.produced
-            _discard(self._growths, request.grows, request)
-            _discard(self._endings, request.ends, request)
+            size = self.profile.block_size
+            self._growths[request.grows % size] -= 1
+            if self._grown >= request.grows:
+                request.unnamed += (self._grown - request.grows) // size + 1
+            ending = self._endings.get(request.ends)  # None: it ends with this step
+            if ending is not None:
+                ending.remove(request)
+                if not ending:
+                    del self._endings[request.ends]
         elif self._prefilling.pop(request.id, None) is None:
             return
         self._name_full_blocks(request)
@@ -330,17 +387,12 @@ class Scheduler:
         request.named, request.unnamed, request.looked_at, request.computed = [], 0, 0, 0
         self._head_waits_for_room = False
 
-    def _name_full_blocks(self, request: _Running) -> None:
-        full = request.computed // self.profile.block_size
+    def _name_full_blocks(self, request: Running) -> None:
+        full = request.computed // self.name_tokens
+        if full <= request.looked_at:
+            return
         for name in request.generation.blocks[request.looked_at : full]:
             if self.pool.name(name):
                 request.named.append(name)
-                request.unnamed -= 1
-        request.looked_at = max(request.looked_at, full)
-
-
-def _discard(due: dict[int, list[_Running]], step: int, request: _Running) -> None:
-    """Take a request off the list of a step, if the list is still to come."""
-    waiting = due.get(step, [])
-    if request in waiting:
-        waiting.remove(request)
+                request.unnamed -= self.pool.per_name
+        request.looked_at = full

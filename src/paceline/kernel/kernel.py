@@ -18,6 +18,8 @@ from paceline.domain.facts import (
     DispatchFailed,
     Fact,
     FirstTokenSeen,
+    PeerLoad,
+    PeerReported,
     RequestArrived,
     StepsSeen,
     StreamBroke,
@@ -31,7 +33,7 @@ from paceline.domain.request import LIFECYCLE, Event, Request, State
 from paceline.kernel.ledger import Entry
 from paceline.kernel.pool import Pool
 from paceline.kernel.worker import WorkerState
-from paceline.policy.route import POLICIES
+from paceline.policy.route import POLICIES, Policy
 
 OVERLOADED_S = 1.0
 """When to come back after every engine has said that it is overloaded."""
@@ -83,12 +85,19 @@ class Live:
 class Kernel:
     """Facts in, commands out. `now` never runs backwards."""
 
-    def __init__(self, settings: Settings = Settings()) -> None:  # noqa: B008 (frozen)
+    def __init__(
+        self,
+        settings: Settings = Settings(),  # noqa: B008 (frozen)
+        policy: Policy | None = None,
+    ) -> None:
+        """`policy` stands in for the one that the settings name."""
         self.settings = settings
         self.requests: dict[str, Live] = {}
         self.pools: dict[str, Pool] = {}
         self.workers: dict[str, WorkerState] = {}
-        self._policy = POLICIES[settings.policy]
+        named = policy or POLICIES[settings.policy]
+        self._policy: Policy = named() if isinstance(named, type) else named
+        self._learn: Callable[[Fact, float], None] | None = getattr(self._policy, "learn", None)
         self._now = 0.0
         self._held: dict[str, dict[str, Live]] = {}
         """Requests that wait for a usable worker, by model, in order of arrival."""
@@ -103,12 +112,15 @@ class Kernel:
             WorkerAdded: self._worker_added,
             WorkerRemoved: self._worker_removed,
             WorkerReported: self._worker_reported,
+            PeerReported: self._peer_reported,
             TimerFired: self._timer,
         }
 
     def handle(self, fact: Fact, now: float) -> list[Command]:
         """Take in one fact; gives what shall be done, in order."""
         self._now = now
+        if self._learn is not None:
+            self._learn(fact, now)
         return self._handlers[type(fact)](fact, now)
 
     def next_deadline(self) -> float:
@@ -124,6 +136,10 @@ class Kernel:
     def held(self) -> dict[str, int]:
         """How many requests wait, by model."""
         return {model: len(held) for model, held in self._held.items()}
+
+    def loads(self, now: float) -> list[PeerLoad]:
+        """What is in flight from here, for other gateways to be told."""
+        return [w.load(now) for w in self.workers.values() if w.ledger.entries]
 
     # Requests.
 
@@ -141,7 +157,6 @@ class Kernel:
             return self._hold(live, now)
         ask = pool.ask(request, now - live.arrived_at, now)
         choice = self._policy(pool, ask, places)
-        pool.turn += 1
         worker = pool.workers[pool.ids[choice.place]]
         live.attempt += 1
         command = Dispatch(
@@ -151,6 +166,7 @@ class Kernel:
         self._move(live, Event.DISPATCHED)
         entry = Entry(request, ask.prompt_tokens, ask.cached.get(choice.place, 0.0), now)
         worker.sent(entry, choice.predicted, now)
+        pool.dispatched(entry.uncached)
         pool.prefixes.insert(choice.place, request.blocks)
         pool.touch(worker)
         return [command]
@@ -189,7 +205,7 @@ class Kernel:
         if worker is not None:
             for step in fact.steps:
                 worker.stepped(step)
-            self._touch(worker)
+            self.pools[worker.worker.model].stepped(worker)
         return []
 
     def _ended(self, fact: StreamEnded, now: float) -> list[Command]:
@@ -312,9 +328,18 @@ class Kernel:
         pool.sized(worker)
         if fact.report.prefill_budget:
             worker.windows.told(fact.report.prefill_budget)
+        worker.elsewhere.forget(now)
         pool.touch(worker)
         pool.regroup()
         return self._retry_held(worker.worker.model, now)
+
+    def _peer_reported(self, fact: PeerReported, now: float) -> list[Command]:
+        told = {load.worker_id: load for load in fact.loads}
+        for worker in self.workers.values():
+            load = told.get(worker.worker.id)
+            if worker.elsewhere.heard(fact.gateway, load, now - fact.age_s):
+                self._touch(worker)
+        return []
 
     def _timer(self, fact: TimerFired, now: float) -> list[Command]:
         return [command for model in list(self._held) for command in self._retry_held(model, now)]

@@ -15,6 +15,11 @@ from paceline.policy.lengths import OutputLengths, TokensPerByte
 from paceline.policy.standing import Ask, Standing
 from paceline.policy.steptime import pool_prior
 
+USUAL_RATE = 0.02
+"""How fast the mean of what requests need follows the last ones."""
+STALE_S = 0.25
+"""A standing is made anew after this even if nothing happened: rates fade."""
+
 
 class Pool:
     """One model's workers, each at its place: the `Fleet` that a policy chooses from."""
@@ -29,6 +34,9 @@ class Pool:
         self.prefixes = PrefixIndex()
         self.lengths = OutputLengths()
         self.tokens_per_byte = TokensPerByte()
+        self._block_bytes = BLOCK_BYTES
+        """As of the last request."""
+        self._usual_tokens = 0.0
         self._by_place: list[WorkerState] = []
         self._free: list[int] = []
         self._standings: list[Standing | None] = []
@@ -58,6 +66,20 @@ class Pool:
         """A worker's state has changed."""
         self._standings[state.place] = None
 
+    def stepped(self, state: WorkerState) -> None:
+        """Steps of a worker were seen: most change nothing but the time of the last one."""
+        standing = self._standings[state.place]
+        if standing is None or state.differs(standing):
+            self._standings[state.place] = None
+        else:
+            standing.last_step_at = state.last_step_at
+
+    def dispatched(self, uncached: float) -> None:
+        """A request with so many tokens to prefill was sent to a worker."""
+        pace = USUAL_RATE if self.turn else 1.0
+        self._usual_tokens += pace * (uncached - self._usual_tokens)
+        self.turn += 1
+
     def usable(self, now: float, avoid: Sequence[str] = ()) -> list[int]:
         """Places that may get new work; those to `avoid` only if there are no others."""
         if now >= self._usable_until:
@@ -72,13 +94,18 @@ class Pool:
         self._usable_until = -inf
 
     def load(self, place: int) -> int:
-        """Requests in flight on the worker at a place."""
-        return len(self._by_place[place].ledger.entries)
+        """Requests in flight on the worker at a place, from here and from other gateways."""
+        worker = self._by_place[place]
+        return len(worker.ledger.entries) + worker.elsewhere.requests
+
+    def remembered(self, place: int) -> int:
+        """Prompt blocks that the worker at a place is believed to have cached."""
+        return len(self.prefixes._recent[place])
 
     def standing(self, place: int, now: float) -> Standing:
         """The worker at a place as a router sees it."""
         standing = self._standings[place]
-        if standing is None:
+        if standing is None or now - standing.made_at > STALE_S:
             standing = self._standings[place] = self._by_place[place].standing(now)
         return standing
 
@@ -86,15 +113,18 @@ class Pool:
         """What a policy needs to know of a request."""
         prompt = self.prompt_tokens(request)
         held = self.prefixes.depths(request.blocks)
-        per_block = prompt * BLOCK_BYTES / max(request.prompt_bytes, 1)
+        self._block_bytes = request.block_bytes
+        per_block = prompt * request.block_bytes / max(request.prompt_bytes, 1)
         promise = request.promise
         if waited_s and promise.ttft_s < inf:
             promise = msgspec.structs.replace(promise, ttft_s=max(promise.ttft_s - waited_s, 0.0))
         return Ask(
+            request_id=request.id,
             promise=promise,
             margin=self._margin,
             weight=request.weight,
             prompt_tokens=prompt,
+            usual_tokens=self._usual_tokens or prompt,
             output_tokens=self.lengths.expected(request.model, request.tenant, request.max_tokens),
             cached={
                 place: min(depth * per_block, prompt - 1) * self._by_place[place].trust
@@ -116,7 +146,8 @@ class Pool:
         """A report came: the engine's cache is as large as it says."""
         report = state.report
         if report is not None and report.kv_capacity_tokens:
-            per_block = max(self.tokens_per_byte.tokens(state.worker.model, BLOCK_BYTES), 1.0)
+            model, size = state.worker.model, self._block_bytes
+            per_block = max(self.tokens_per_byte.tokens(model, size), 1.0)
             self.prefixes.add(state.place, int(report.kv_capacity_tokens / per_block) + 1)
         else:
             self.prefixes.add(state.place, DEFAULT_BLOCKS)

@@ -7,8 +7,9 @@ from math import exp, inf, log
 import msgspec
 
 from paceline.domain.commands import Prediction
-from paceline.domain.facts import Step
+from paceline.domain.facts import PeerLoad, Step
 from paceline.domain.worker import Worker, WorkerReport
+from paceline.kernel.elsewhere import Elsewhere
 from paceline.kernel.ledger import Entry, Ledger
 from paceline.policy.standing import Curve, InFlight, Standing
 from paceline.policy.steptime import StepTimeEstimator
@@ -53,6 +54,7 @@ class WorkerState:
         self.place = place
         """Its place in the pool, and its bit in the prefix index."""
         self.ledger = Ledger()
+        self.elsewhere = Elsewhere()
         self.timing = StepTimeEstimator(prior) if prior else StepTimeEstimator()
         self.windows = PrefillWindows(worker.prefill_budget)
         self.report: WorkerReport | None = None
@@ -103,12 +105,13 @@ class WorkerState:
         """A step of the worker was seen."""
         self.ledger.settle_blind(step.ended_at)
         each = step.tokens / step.streams if step.streams else 0.0
-        blind = self.ledger.blind
+        blind = self.ledger.blind + self.elsewhere.streams
         if blind:
             step = msgspec.structs.replace(step, streams=step.streams + blind)
-        for seen in self.windows.stepped(step, self.ledger.kv):
+        midway = 0.5 * (step.count - 1) * each * self.ledger.streams
+        for seen in self.windows.stepped(step, self.ledger.kv + self.elsewhere.context + midway):
             self.timing.observe_window(seen.steps, seen.seconds)
-        self.ledger.grew(each)
+        self.ledger.grew(step.count * each)
         self.last_step_at = max(self.last_step_at, step.ended_at)
 
     def left(self, request_id: str) -> Entry | None:
@@ -131,6 +134,27 @@ class WorkerState:
         if cached > 0:
             self.trust += TRUST_RATE * (min(reported / cached, 1.0) - self.trust)
 
+    def load(self, now: float) -> PeerLoad:
+        """What is in flight there from here."""
+        ledger = self.ledger
+        return PeerLoad(
+            self.worker.id,
+            ledger.streams,
+            len(ledger.entries) - ledger.streams,
+            ledger.kv,
+            ledger.arriving,
+            ledger.ahead,
+            self.prefill_rate(now),
+        )
+
+    def differs(self, standing: Standing) -> bool:
+        """Have steps alone moved the worker away from a standing, by more than does not matter?"""
+        return (
+            self.timing.coefficients is not self._theta
+            or abs(self.timing.slowdown - standing.gain) > 0.01 * standing.gain
+            or self.ledger.kv - standing.kv > 0.01 * standing.kv
+        )
+
     def standing(self, now: float) -> Standing:
         """The worker as a router sees it."""
         ledger = self.ledger
@@ -139,16 +163,17 @@ class WorkerState:
         if model.theta is not self._theta:
             self._theta, self._curve = model.theta, Curve(model.theta)
         capacity = self.report.kv_capacity_tokens if self.report is not None else None
+        others = self.elsewhere
         in_flight = InFlight(
-            streams=ledger.streams,
-            arriving=len(ledger.entries) - ledger.streams,
-            kv=ledger.kv,
-            kv_arriving=ledger.arriving,
-            ahead=ledger.ahead,
-            prefill_rate=self.prefill_rate(now),
+            streams=ledger.streams + others.streams,
+            arriving=len(ledger.entries) - ledger.streams + others.arriving,
+            kv=ledger.kv + others.context,
+            kv_arriving=ledger.arriving + others.context_arriving,
+            ahead=ledger.ahead + others.ahead,
+            prefill_rate=self.prefill_rate(now) + others.prefill_rate,
             budget=float(self.windows.budget),
             overhead_s=self.windows.overhead_s,
             kv_capacity=float(capacity) if capacity else inf,
             last_step_at=self.last_step_at,
         )
-        return Standing(model, self._curve, in_flight, ledger.promised)
+        return Standing(model, self._curve, in_flight, ledger.promised, now)

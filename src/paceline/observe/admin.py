@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from paceline.domain.errors import InvalidRequest, NotFound, PacelineError
 from paceline.kernel import Kernel
+from paceline.kernel.timing import export, to_json
 from paceline.kernel.worker import Accuracy, WorkerState
 from paceline.observe.metrics import Metrics
 from paceline.policy.steptime import Load
@@ -50,6 +51,9 @@ def admin_app(
             found = [d for d in found if d["command"]["request_id"] == wanted]
         return _json({"decisions": found[-int(text) :][::-1]})
 
+    async def timing(request: Request) -> Response:
+        return Response(to_json(export(kernel)), media_type="application/json")
+
     async def exposition(request: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -69,6 +73,7 @@ def admin_app(
             Route("/health/live", live),
             Route("/paceline/v1/fleet", fleet),
             Route("/paceline/v1/decisions", recent),
+            Route("/paceline/v1/timing", timing),
         ],
         exception_handlers={PacelineError: refused, 404: missing},
     )

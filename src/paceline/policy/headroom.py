@@ -3,7 +3,7 @@
 For every worker the request's TTFT and ITL are predicted, and what it does to the residents.
 The worker of least cost is taken, where cost is
 
-    loss   = P(TTFT broken) + P(ITL broken)                                of the request itself
+    loss   = 1 - P(TTFT kept) * P(ITL kept)                                of the request itself
     harm   = sum over residents of the rise of their P(ITL broken)
     delay  = seconds of waiting that the choice causes to anybody, over the best worker's
 
@@ -25,6 +25,7 @@ from paceline.policy.standing import Ask, Standing
 
 DELAY_WEIGHT = 0.05
 """Cost of causing once more the delay of the best worker, in broken promises."""
+WORK_WEIGHT = 3.0
 LEAST_SPARE = 0.1
 """Share of time that decode steps are left with, however much prefill there is."""
 KV_FULL = 0.95
@@ -44,6 +45,10 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     """And with the request, whose prefill is spread over the tokens of an answer."""
     delay_s: float
     """Time of all that the choice takes: the request's own, and what the residents lose."""
+    work: float
+    """Prompt tokens to prefill, in requests as they usually are."""
+    busy: float
+    """Share of the worker's time that prefill takes."""
     kv_left: float
     """Share of the KV cache that is left."""
 
@@ -77,6 +82,8 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
         before_s,
         itl_s + own_s / max(ask.output_tokens, 16.0),
         ttft_s + ask.output_tokens * itl_s + worker.everyone * (own_s + slower_s),
+        own / ask.usual_tokens,
+        1.0 - spare,
         KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity,
     )
 
@@ -90,12 +97,13 @@ def broken(promise_s: float, predicted_s: float, spread: float) -> float:
 def risk(worker: Standing, ask: Ask, seen: Forecast) -> float:
     """Loss and harm of a choice: the expected number of promises that it breaks."""
     kept = 1.0 - ask.margin
-    total = -CROWDED * min(seen.kv_left, 0.0)
+    own = 1.0
     if ask.promise.ttft_s < inf:
         promise_s = max(ask.promise.ttft_s * kept, 1e-3)
-        total += ask.weight * broken(promise_s, seen.ttft_s, worker.ttft_spread)
+        own -= broken(promise_s, seen.ttft_s, worker.ttft_spread)
     if ask.promise.itl_s < inf:
-        total += ask.weight * broken(ask.promise.itl_s * kept, seen.itl_s, worker.itl_spread)
+        own *= 1.0 - broken(ask.promise.itl_s * kept, seen.itl_s, worker.itl_spread)
+    total = ask.weight * (1.0 - own) - CROWDED * min(seen.kv_left, 0.0)
     for itl_s, residents in worker.promised:
         if itl_s < inf:
             after = broken(itl_s * kept, seen.after_s, worker.itl_spread)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import msgspec
 
 from paceline.domain.promise import Promise
-from paceline.policy.steptime import KNOTS, StepModel
+from paceline.policy.steptime import KNOTS, WIDTHS, StepModel
 
 PROBE = 512.0
 """Prompt tokens by which the cost of a prefill token is measured."""
@@ -21,7 +21,6 @@ ITL_SPREAD = 0.1
 RELAX_S = 10.0
 """Half-life with which the slowdown of a worker that shows no steps is forgotten: only new work
 can show whether it still lasts."""
-WIDTHS = tuple(float(high - low) for low, high in pairwise(KNOTS))
 
 
 class Curve:
@@ -78,10 +77,12 @@ class Standing:
         "gain",
         "itl_spread",
         "joined_s",
+        "kv",
         "kv_all",
         "kv_capacity",
         "kv_decode_s",
         "last_step_at",
+        "made_at",
         "overhead_s",
         "prefill_rate",
         "promised",
@@ -93,8 +94,15 @@ class Standing:
     )
 
     def __init__(
-        self, model: StepModel, curve: Curve, in_flight: InFlight, promised: Mapping[float, int]
+        self,
+        model: StepModel,
+        curve: Curve,
+        in_flight: InFlight,
+        promised: Mapping[float, int],
+        now: float = 0.0,
     ) -> None:
+        self.made_at = now
+        self.kv = in_flight.kv
         streams = in_flight.streams
         self.streams = streams
         self.everyone = everyone = streams + in_flight.arriving
@@ -142,12 +150,15 @@ class Standing:
 class Ask(msgspec.Struct, frozen=True):
     """What a router needs to know of a request."""
 
+    request_id: str
     promise: Promise
     """What is left of it: the time waited so far is subtracted from the TTFT."""
     margin: float
     """Share of a promise to keep free."""
     weight: float
     prompt_tokens: float
+    usual_tokens: float
+    """Uncached prompt tokens of requests to this model, on average lately."""
     output_tokens: float
     """Expected."""
     cached: Mapping[int, float]

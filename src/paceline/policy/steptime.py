@@ -42,10 +42,11 @@ Bin = tuple[int, int]
 
 KNOTS = (0, 8, 32, 128, 256, 512, 1024, 2048)
 """Tokens of a step between which its time is linear; beyond the last the last slope goes on."""
-SEGMENTS = tuple(
-    (float(low), float(high - low) if high < KNOTS[-1] else inf) for low, high in pairwise(KNOTS)
-)
-"""Start and width of each linear piece."""
+WIDTHS = tuple(float(high - low) for low, high in pairwise(KNOTS))
+"""Of each linear piece; the last one has no end."""
+FILLED = tuple((1.0, *WIDTHS[:i]) for i in range(len(WIDTHS)))
+EMPTY = tuple((0.0,) * (len(WIDTHS) - 1 - i) for i in range(len(WIDTHS)))
+"""The features before and after the piece in which a step's tokens lie."""
 
 ROOFLINE = (8e-3, *[1e-5] * 3, *[1.5e-5] * 4, 4e-8, 8e-10)
 """Coefficients to start from: an 8B model on a data-centre GPU. Only their proportions matter
@@ -59,7 +60,9 @@ MAX_BINS = 64
 FULL_BIN_STRIDE = 8
 """A full bin takes every so-manyth sample, so that it spans more than one moment."""
 REFIT_EVERY = 64
-"""Samples between refits once the first ones (after 1, 2, 4, … samples) are done."""
+"""Samples between refits once the first ones (after 1, 2, 4, … samples) are done..."""
+REFIT_SHARE = 16
+"""...and later the sixteenth part of all so far: what is well known is not news every minute."""
 PRIOR_SAMPLES = 0.2
 """Weight of the prior, in samples at `TYPICAL` features."""
 TYPICAL = np.array([1.0, 8, 24, 96, 128, 256, 512, 1024, 50_000, 1_000_000])
@@ -71,6 +74,8 @@ REFERENCE = np.array(
 
 QUANTILES, NORMAL = (0.5, 0.9, 0.99), (0.0, 1.28, 2.33)
 """The quantiles that are tracked, and where those of a normal distribution lie, in sigmas."""
+SETTLED = 1e-3
+"""A fit that moves by less is done."""
 LEAST_S = 1e-6
 """No step is free."""
 CLIP = 0.25
@@ -104,10 +109,8 @@ def dot(theta: Sequence[float], row: Sequence[float]) -> float:
 def features(streams: float, prefill: float, kv: float, q: float) -> list[float]:
     """What the coefficients multiply: [1, tokens in each segment, kv, q]."""
     tokens = streams + prefill
-    row = [1.0]
-    row += [min(max(tokens - low, 0.0), width) for low, width in SEGMENTS]
-    row += (kv, q)
-    return row
+    i = bisect_right(KNOTS, tokens, 1, len(WIDTHS)) - 1
+    return [*FILLED[i], tokens - KNOTS[i], *EMPTY[i], kv, q]
 
 
 class StepModel(msgspec.Struct, frozen=True):
@@ -182,6 +185,13 @@ class StepTimeEstimator:
         return exp(self._gain)
 
     @property
+    def coefficients(self) -> tuple[float, ...]:
+        """As in `model()`; the same object until they change."""
+        if self._shown is None:
+            self._shown = tuple(c * self._scale for c in self._theta)
+        return self._shown
+
+    @property
     def samples(self) -> int:
         return self._samples
 
@@ -192,10 +202,8 @@ class StepTimeEstimator:
 
     def model(self) -> StepModel:
         """A snapshot to decide with."""
-        if self._shown is None:
-            self._shown = tuple(c * self._scale for c in self._theta)
         return StepModel(
-            theta=self._shown,
+            theta=self.coefficients,
             slowdown=exp(self._gain),
             spread=self._spread,
             p50=exp(self._tail[0] * self._spread),
@@ -211,6 +219,11 @@ class StepTimeEstimator:
 
     def observe_window(self, steps: Sequence[tuple[Load, float]], seconds: float) -> None:
         """So many steps of these loads took so long together."""
+        if len(steps) == 1:
+            load, count = steps[0]
+            row = features(load.streams, load.prefill, load.kv, load.q)
+            self._learn(row, seconds / count, count)
+            return
         count = sum(times for _, times in steps)
         if count <= 0:
             return
@@ -278,7 +291,8 @@ class StepTimeEstimator:
         rest = self._gain + log(before / dot(self._theta, row))
         if abs(rest) < abs(self._gain):
             self._gain = rest
-        self._refit_at = self._samples + min(self._samples, REFIT_EVERY)
+        patience = max(REFIT_EVERY, self._samples // REFIT_SHARE)
+        self._refit_at = self._samples + min(self._samples, patience)
 
     def to_dict(self) -> dict[str, Any]:
         """The learned model as plain values, for export."""
@@ -365,8 +379,11 @@ def fit(rows: Array, seconds: Array, prior: Array) -> Array:
         weighted = (relative * weights[..., None]).reshape(-1, len(prior))
         gram = weighted.T @ relative.reshape(-1, len(prior))
         gram[np.diag_indices_from(gram)] += penalty
+        before = theta
         theta = nonnegative(gram, weighted.sum(axis=0) + penalty * scaled_prior, theta)
         theta[0] = max(theta[0], LEAST_S)
+        if np.abs(theta - before) @ TYPICAL < SETTLED * (theta @ TYPICAL):
+            break
         ratio = np.where(used, relative @ theta, 1.0)
         of_bin = np.sort(np.where(used, ratio, inf), axis=1)[middle]
         miss = np.abs(ratio / of_bin[:, None] - 1.0)

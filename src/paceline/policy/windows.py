@@ -16,6 +16,7 @@ from collections import deque
 from math import ceil
 
 import msgspec
+from msgspec.structs import replace
 
 from paceline.domain.facts import Step
 from paceline.policy.steptime import Load
@@ -28,6 +29,8 @@ CONVINCING = 4.0
 """Prompts that must agree on a budget before it is relied on."""
 LENGTHENED = 1.3
 """A step this much longer than a quiet one had prefill in it."""
+PATIENCE = 8
+"""Steps that wait for prompts which only a smaller budget could put there: news must not be old."""
 NOTICED = 128
 """A step with so many prompt tokens that took hardly longer than a quiet one did not have them:
 their first token came late, because the engine's server was busy."""
@@ -129,6 +132,8 @@ class PrefillWindows:
 
     def stepped(self, step: Step, kv: float) -> list[Observation]:
         """A step ended; its streams had `kv` tokens of context. Returns what is settled by now."""
+        if step.count > 1:
+            return self._run(step, kv)
         if self._past:
             self._book(step.ended_at)
         if not self._waiting and not self._begun and step.streams:
@@ -143,6 +148,28 @@ class PrefillWindows:
             settled += self._settle(self._past.popleft())
         return settled
 
+    def _run(self, run: Step, kv: float) -> list[Observation]:
+        """Steps told in one; those that prompts may be in are taken one by one."""
+        busy = bool(self._waiting or self._begun)
+        apart = min(run.count, self._within_reach(run.streams)) if busy else 0
+        together = run.count - apart
+        settled: list[Observation] = []
+        if together:
+            if self._past:
+                self._book(run.ended_at - (run.count - 1) * run.seconds)
+            while self._past:
+                settled += self._settle(self._past.popleft())
+            if run.seconds > 0:
+                load = Load(run.streams, 0.0, kv)
+                settled.append(Observation(((load, float(together)),), together * run.seconds))
+                if not busy:
+                    pace = 1.0 - 0.9**together if self._quiet_s else 1.0
+                    self._quiet_s += pace * (run.seconds - self._quiet_s)
+        for left in reversed(range(apart)):
+            ended_at = run.ended_at - left * run.seconds
+            settled += self.stepped(replace(run, ended_at=ended_at, count=1), kv)
+        return settled
+
     def _within_reach(self, streams: int) -> int:
         """How many of the last steps the prompts not yet booked could fill, served in order.
 
@@ -150,9 +177,11 @@ class PrefillWindows:
         """
         tokens = sum(p.uncached for p in (*self._waiting.values(), *self._begun))
         budget = self.budget
+        reach = ceil(tokens / max(budget - streams, budget / 2))
         if not self._told and self._votes[budget] < CONVINCING:
-            budget = BUDGETS[0]
-        return 1 + ceil(tokens / max(budget - streams, budget / 2))
+            least = BUDGETS[0]
+            reach = max(reach, min(ceil(tokens / max(least - streams, least / 2)), PATIENCE))
+        return 1 + reach
 
     def _book(self, before: float) -> None:
         """Book the prompts whose first token came with the newest step: the next one has begun."""

@@ -167,8 +167,8 @@ def plan(
     path = Path(source)
     if source in GENERATORS:
         per_s = rate / speed if rate else 1.0
-        arrivals = GENERATORS[source](per_s, (duration_s or 60.0) * speed, rng, cv=cv)
-        arrivals = transform.sped_up(arrivals, speed)
+        generated = GENERATORS[source](per_s, (duration_s or 60.0) * speed, rng, cv=cv)
+        arrivals = transform.sped_up(generated, speed)
     elif path.is_file():
         arrivals = transform.sped_up(load_trace(path, rng), speed)
         if rate is not None and (now := transform.mean_rate(arrivals)):

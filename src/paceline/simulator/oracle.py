@@ -1,0 +1,138 @@
+"""How well could one route who knew everything but the future arrivals?
+
+The oracle weighs expected broken promises as `headroom` does, but is told what that must learn or
+guess: true step times, the slowdown just now, what is cached and computed, how long each answer
+will be, and how much of its promise each resident has used up. What `headroom` loses against it is
+the price of learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil, exp, inf, log
+
+from paceline.enginemodel import Load
+from paceline.policy.fleet import Choice, Fleet
+from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, KV_FULL, WORK_WEIGHT
+from paceline.policy.standing import Ask
+from paceline.simulator.flight import Flight
+from paceline.simulator.replica import Replica
+from paceline.workload.traces import BLOCK_TOKENS
+
+ORACLE = "oracle"
+"""Its name among the policies."""
+SPREAD = 0.1
+"""What is left unknown: who comes next. Standard deviation of log(outcome / predicted)."""
+FOREVER_S = 3600.0
+"""What hangs for longer might as well."""
+
+
+class Oracle:
+    """A policy that looks into the engines."""
+
+    def __init__(
+        self,
+        replicas: Mapping[str, Replica],
+        flights: Mapping[str, Flight],
+        now: Callable[[], float],
+    ) -> None:
+        self._replicas = replicas
+        self._flights = flights
+        self._now = now
+
+    def __call__(self, fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
+        flight = self._flights[ask.request_id]
+        costs = []
+        for place in places:
+            replica = self._replicas[fleet.ids[place]]
+            costs.append(self._cost(replica, flight, ask))
+        least_s = min(delay_s for _, delay_s, _, _ in costs)
+        price = WORK_WEIGHT * sum(busy for _, _, _, busy in costs) / len(costs)
+        totals = [
+            risk + DELAY_WEIGHT * delay_s / least_s + price * work
+            for risk, delay_s, work, _ in costs
+        ]
+        best = min(range(len(places)), key=lambda k: (totals[k], places[k]))
+        return Choice(places[best], f"least true cost {totals[best]:.3f}")
+
+    def _cost(
+        self, replica: Replica, flight: Flight, ask: Ask
+    ) -> tuple[float, float, float, float]:
+        """Expected broken promises, seconds of delay to all, work, and how busy the worker is."""
+        now, profile, scheduler = self._now(), replica.profile, replica.scheduler
+        slow = scheduler.slowdown
+        stuck_s = min(max(replica.hung_until - now, 0.0), FOREVER_S)
+        arrival = flight.arrival
+        blocks = arrival.blocks[: arrival.shared_tokens // BLOCK_TOKENS]
+        cached = min(scheduler.pool.known(blocks) * BLOCK_TOKENS, arrival.prompt_tokens - 1)
+        own = arrival.prompt_tokens - cached
+        coming = sum(f.arrival.prompt_tokens for f in replica.coming.values())
+        ahead = scheduler.prompt_left() + coming
+        streams = len(scheduler.decoding)
+        everyone = len(replica.flights) + len(replica.coming)
+        context = scheduler.context
+        # First token: whole chunks beside the decodes.
+        room = max(profile.max_num_batched_tokens - streams, 64)
+        steps = ceil((ahead + own) / room)
+        attention = 0.5 * ahead * ahead + own * (cached + 0.5 * own)
+        each = Load(streams, round((ahead + own) / steps), context, attention / steps)
+        under_way_s = replica.left_s() if replica.plan is not None else 0.0
+        ttft_s = now - arrival.at_s + stuck_s + under_way_s
+        ttft_s += slow * steps * profile.step_seconds(each)
+        # Tokens: steps of everybody over the share of time that prefill leaves.
+        quiet_s = profile.step_seconds(Load(streams, 0, context))
+        token_s = (
+            profile.step_seconds(Load(streams, own, context, 0.5 * own * own)) - quiet_s
+        ) / own
+        spare = max(1.0 - replica.prefill_rate(now) * token_s * slow, 0.1)
+        waiting = sum(
+            f.arrival.prompt_tokens for f in replica.flights.values() if f.first_at == inf
+        )
+        before_s = (
+            slow * profile.step_seconds(Load(everyone, 0, context + waiting + coming)) / spare
+        )
+        mine = arrival.prompt_tokens + arrival.output_tokens // 2
+        joined = Load(everyone + 1, 0, context + waiting + coming + mine)
+        itl_s = slow * profile.step_seconds(joined) / spare
+        own_s = slow * token_s * own
+        risk = broken(flight.promise.ttft_s, ttft_s) + broken(flight.promise.itl_s, itl_s)
+        risk *= ask.weight
+        outlook = [(arrival.prompt_tokens, arrival.output_tokens)]
+        for resident in replica.flights.values():
+            left, allowed_s = replica.allowance(resident, now)
+            outlook.append((replica.context_of(resident), left))
+            if left > 0 and resident.promise.itl_s < inf:
+                shared = min(left, arrival.output_tokens) / left
+                after_s = before_s + shared * (itl_s - before_s) + own_s / left
+                risk += broken(allowed_s, after_s) - broken(allowed_s, before_s)
+        outlook += [
+            (f.arrival.prompt_tokens, f.arrival.output_tokens) for f in replica.coming.values()
+        ]
+        over = peak_tokens(outlook) / profile.kv_tokens - KV_FULL
+        risk += CROWDED * max(over, 0.0)
+        slower_s = 0.5 * arrival.output_tokens * (itl_s - before_s)
+        delay_s = ttft_s + arrival.output_tokens * itl_s + everyone * (own_s + slower_s)
+        return risk, delay_s, own / ask.usual_tokens, 1.0 - spare
+
+
+def broken(promise_s: float, predicted_s: float) -> float:
+    """The chance that a promise is broken."""
+    if promise_s == inf:
+        return 0.0
+    if promise_s <= 0.0:
+        return 1.0
+    odds = 1.7 / SPREAD * log(promise_s / predicted_s)
+    return 1.0 / (1.0 + exp(odds)) if odds < 30.0 else 0.0
+
+
+def peak_tokens(outlook: Sequence[tuple[int, int]]) -> float:
+    """The most KV cache that streams of (context, tokens to come) will need together.
+
+    Those with the most to come are there the longest (Past-Future scheduling, Gong et al. 2025):
+    max over i of the contexts of the i longest, plus i times what the i-th has to come.
+    """
+    held, peak = 0, 0
+    for i, (context, left) in enumerate(sorted(outlook, key=lambda stream: -stream[1]), 1):
+        held += context
+        peak = max(peak, held + i * left)
+    return float(peak)

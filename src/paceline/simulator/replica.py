@@ -1,0 +1,342 @@
+"""What does one engine replica do, and what do gateways see of it?"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from math import exp, inf
+from random import Random
+from typing import TYPE_CHECKING
+
+from paceline.domain.facts import Step
+from paceline.domain.worker import Worker, WorkerReport
+from paceline.enginemodel import Generation, Profile, Scheduler, StepPlan
+from paceline.simulator.clock import Clock
+from paceline.simulator.flight import Flight
+from paceline.workload.traces import BLOCK_TOKENS
+
+if TYPE_CHECKING:
+    from paceline.simulator.gateway import Gateway
+
+MOST_STEPS = 256
+"""Steps that are run in one go at most."""
+RATE_S = 5.0
+"""Time constant of the prefill rate."""
+
+
+class Gaps:
+    """The longest gap since any step, in little memory: only what no later gap exceeds is kept."""
+
+    __slots__ = ("_gaps", "_steps")
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._gaps: list[float] = []
+
+    def add(self, step: int, gap_s: float) -> None:
+        """The steps up to this one had no longer gap."""
+        steps, gaps = self._steps, self._gaps
+        while gaps and gaps[-1] <= gap_s:
+            gaps.pop()
+            steps.pop()
+        steps.append(step)
+        gaps.append(gap_s)
+
+    def longest_s(self, since: int) -> float:
+        """The longest gap of the steps after `since`; 0 if there was none."""
+        place = bisect_left(self._steps, since + 1)
+        return self._gaps[place] if place < len(self._gaps) else 0.0
+
+
+class Replica:
+    """An engine model on the clock. Steps that are alike pass as one event, cut when need be."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        profile: Profile,
+        clock: Clock,
+        rng: Random,
+        gateways: Sequence[Gateway],
+        speed: float = 1.0,
+    ) -> None:
+        self.worker = worker
+        self.profile = profile
+        self.speed = speed
+        self.up = False
+        """Ready to serve."""
+        self.start_up_s = 0.0
+        self._preemptions = 0
+        self.flights: dict[str, Flight] = {}
+        """All that is here and not over, in the order of coming."""
+        self.coming: dict[str, Flight] = {}
+        """On its way here."""
+        self.gateways = gateways
+        self.streams = [0] * len(gateways)
+        """Decoding streams by gateway."""
+        self.plan: StepPlan | None = None
+        self.began_at = 0.0
+        """When the plan's first step began."""
+        self.last_end = 0.0
+        self.hung_until = 0.0
+        self._clock = clock
+        self._rng = rng
+        self._plans = 0
+        self._worst = 0
+        """Which of the steps under way is the longest; 0 or less: it is over."""
+        self._worse_s = 0.0
+        """By how much it is longer than it would be by the others."""
+        self._slowdown = 1.0 / speed
+        self._end_due = inf
+        self._prefill_rate = self._rate_at = 0.0
+        self.scheduler = self._fresh()
+
+    def _fresh(self) -> Scheduler:
+        self._gaps = Gaps()
+        self._told = 0
+        scheduler = Scheduler(self.profile, rng=self._rng, name_tokens=BLOCK_TOKENS)
+        scheduler.slowdown = self._slowdown
+        return scheduler
+
+    @property
+    def preemptions(self) -> int:
+        """Over all of its lives."""
+        return self._preemptions + self.scheduler.counters.preemptions
+
+    # What happens to it.
+
+    def ready(self, _: object = None) -> None:
+        """It is ready to serve."""
+        self.up = True
+
+    def send(self, flight: Flight) -> None:
+        """A request comes in. ValueError if it could never be finished."""
+        arrival = flight.arrival
+        blocks = arrival.blocks[: arrival.shared_tokens // BLOCK_TOKENS]
+        generation = Generation(flight.id, arrival.prompt_tokens, arrival.output_tokens, blocks)
+        self.scheduler.add(generation)
+        self.flights[flight.id] = flight
+        flight.joined = 0
+        if self.plan is None:
+            self._start(None)
+        else:
+            self._cut()
+
+    def abort(self, flight: Flight) -> None:
+        """A request is no longer wanted."""
+        if self.flights.pop(flight.id, None) is None:
+            return
+        if self.plan is not None and (ended := self._ended()):
+            self._advance(ended)
+        if flight.id in self.scheduler.decoding:
+            self.streams[flight.gateway.index] -= 1
+        self.scheduler.abort(flight.id)
+        self._cut()
+
+    def slow(self, factor: float) -> None:
+        """From the next step on, steps take so many times as long as before."""
+        self._slowdown = self.scheduler.slowdown = self._slowdown * factor
+        self._cut()
+
+    def hang(self, until: float) -> None:
+        """Until then the step under way does not go on."""
+        if until <= self.hung_until:
+            return
+        self.progress()
+        self._cut()
+        longer_s = until - max(self._clock.now, self.hung_until)
+        self.hung_until = until
+        if self.plan is not None:
+            self._reschedule(self._end_due + longer_s)
+        self._clock.at(until, self._start)
+
+    def crash(self) -> None:
+        """All that is here is lost."""
+        self.flights = {}
+        self.up = False
+        self.plan = None
+        self._plans += 1
+        self.hung_until = 0.0
+        self._preemptions = self.preemptions
+        self.streams = [0] * len(self.streams)
+        self.scheduler = self._fresh()
+
+    # What can be seen of it.
+
+    def report(self, healthy: bool) -> WorkerReport:
+        """What the engine says of itself."""
+        if not healthy:
+            return WorkerReport(False, "nobody answers")
+        scheduler = self.scheduler
+        return WorkerReport(
+            True,
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            kv_used=scheduler.kv_used,
+            kv_capacity_tokens=scheduler.pool.blocks * self.profile.block_size,
+            block_size=self.profile.block_size,
+            preemptions_total=scheduler.counters.preemptions,
+            max_model_len=self.profile.max_model_len,
+        )
+
+    def progress(self) -> None:
+        """Tell the gateways of the steps under way that are over already."""
+        if self.plan is not None:
+            self._tell(self.plan, self._ended())
+
+    @property
+    def stepped_at(self) -> float:
+        """When its last step ended."""
+        if self.plan is not None and (ended := self._ended()):
+            return self.began_at + self.plan.seconds_of(ended)
+        return self.last_end
+
+    # What only an oracle may know.
+
+    def left_s(self) -> float:
+        """Until the step under way ends."""
+        assert self.plan is not None
+        ends_at = self.began_at + self.plan.seconds_of(self._ended() + 1)
+        return max(ends_at - self._clock.now, 0.0)
+
+    def prefill_rate(self, now: float) -> float:
+        """Prompt tokens a second, lately."""
+        return self._prefill_rate * exp((self._rate_at - now) / RATE_S)
+
+    def produced(self, flight: Flight) -> int:
+        """Tokens of the answer so far."""
+        return self.scheduler.produced(flight.id, self._ended() if self.plan is not None else 0)
+
+    def context_of(self, flight: Flight) -> int:
+        """Tokens of prompt and answer so far."""
+        return flight.arrival.prompt_tokens + self.produced(flight)
+
+    def allowance(self, flight: Flight, now: float) -> tuple[int, float]:
+        """Tokens to come, and the mean gap at which they still keep the ITL promise."""
+        gaps = flight.arrival.output_tokens - 1
+        if flight.first_at == inf:
+            return gaps, flight.promise.itl_s
+        left = max(flight.arrival.output_tokens - self.produced(flight), 1)
+        return left, (flight.promise.itl_s * gaps - (now - flight.first_at)) / left
+
+    # Its steps.
+
+    def _start(self, _: object) -> None:
+        now = self._clock.now
+        if self.plan is not None or now < self.hung_until:
+            return
+        plan = self.scheduler.plan(MOST_STEPS)
+        if plan is None:
+            return
+        for request_id, cached in plan.admitted.items():
+            self.flights[request_id].cached_tokens = cached
+        if plan.load.prefill:
+            self._prefill_rate = self.prefill_rate(now) + plan.load.prefill / RATE_S
+            self._rate_at = now
+        for request_id in plan.preempted:
+            flight = self.flights[request_id]
+            if flight.joined:
+                self.streams[flight.gateway.index] -= 1
+                self._settle(flight)
+        self.plan, self.began_at, self._told = plan, now, 0
+        self._worst = 1 + int(self._rng.random() * plan.steps) if plan.steps > 1 else 1
+        self._worse_s = plan.longest_s - plan.seconds / plan.steps
+        self._reschedule(now + plan.seconds)
+
+    def _reschedule(self, end_due: float) -> None:
+        self._plans += 1
+        self._end_due = end_due
+        self._clock.at(end_due, self._end, self._plans)
+
+    def _ended(self) -> int:
+        """How many of the steps under way are over."""
+        assert self.plan is not None
+        if self.plan.steps == 1 or self.hung_until > self._clock.now:
+            return self._told
+        return max(self.plan.ended_after(self._clock.now - self.began_at), self._told)
+
+    def _cut(self) -> None:
+        """Of the steps under way, the one that is being run is the last."""
+        plan, now = self.plan, self._clock.now
+        if plan is None or plan.steps == 1 or self.hung_until > now:
+            return
+        steps = self._ended() + 1
+        if steps == plan.steps:
+            return
+        ends_at = max(self.began_at + plan.seconds_of(steps), now)
+        self.plan = plan.first(steps)
+        self._reschedule(ends_at)
+
+    def _advance(self, steps: int) -> None:
+        """The first so many of the steps under way are over; the rest is planned anew."""
+        plan = self.plan
+        assert plan is not None
+        self._tell(plan, steps)
+        self.scheduler.complete(plan, steps)
+        self._measure(plan, steps, plan.seconds_of(steps))
+        self.last_end = self.began_at + plan.seconds_of(steps)
+        self.plan, self._told = plan.after(steps), 0
+        self._worst -= steps
+        self.began_at = self.last_end
+
+    def _end(self, number: int) -> None:
+        plan = self.plan
+        if number != self._plans or plan is None:
+            return
+        now, scheduler, flights = self._clock.now, self.scheduler, self.flights
+        outcome = scheduler.complete(plan)
+        step = scheduler.counters.steps
+        self._measure(plan, plan.steps, now - self.began_at)
+        streams = self.streams.copy()
+        for request_id in outcome.first:
+            flight = flights[request_id]
+            flight.joined = step
+            self.streams[flight.gateway.index] += 1
+            flight.gateway.first_token(flight)
+        for request_id in outcome.resumed:
+            flight = flights[request_id]
+            flight.stall_s = max(flight.stall_s, now - flight.done_at)
+            flight.joined = step
+            self.streams[flight.gateway.index] += 1
+        self._tell(plan, plan.steps, streams, now)
+        self.last_end = now
+        self.plan = None
+        for request_id in outcome.finished:
+            flight = flights.pop(request_id)
+            self.streams[flight.gateway.index] -= 1
+            self._settle(flight)
+            flight.gateway.ended(flight)
+        self._start(None)
+
+    def _measure(self, plan: StepPlan, steps: int, seconds: float) -> None:
+        """Of the steps under way, the first so many took so long together: remember the longest."""
+        longest_s = seconds - plan.seconds_of(steps - 1)
+        if 0 < (worst := self._worst) <= steps:
+            usual_s = plan.seconds_of(worst) - plan.seconds_of(worst - 1)
+            longest_s = max(longest_s, usual_s + self._worse_s)
+        self._gaps.add(self.scheduler.counters.steps, longest_s)
+
+    def _settle(self, flight: Flight) -> None:
+        """It decodes no more: take down its longest gap and its last token so far."""
+        flight.stall_s = max(flight.stall_s, self._gaps.longest_s(flight.joined))
+        flight.done_at = self.last_end
+        flight.joined = 0
+
+    def _tell(
+        self, plan: StepPlan, ended: int, streams: Sequence[int] = (), now: float = 0.0
+    ) -> None:
+        """Show the steps that are over to the gateways that have streams here."""
+        told, self._told = self._told, ended
+        count = ended - told
+        if not count:
+            return
+        ended_at = now or self.began_at + plan.seconds_of(ended)
+        began_at = self.began_at + plan.seconds_of(told) if told else self.began_at
+        for gateway, n in enumerate(streams or self.streams):
+            if n:
+                step = Step(ended_at, (ended_at - began_at) / count, n, n, count)
+            elif self.streams[gateway]:  # only first tokens came
+                step = Step(ended_at, 0.0, 0, 0)
+            else:
+                continue
+            self.gateways[gateway].steps(self, step)

@@ -1,0 +1,189 @@
+"""Which fleet, which requests, which promises, which troubles? A scenario, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from paceline.domain.promise import Promise
+
+Seconds = Annotated[float, Meta(ge=0, description="seconds as a number")]
+Share = Annotated[float, Meta(ge=0, le=1, description="a share")]
+Positive = Annotated[float, Meta(gt=0, description="a number")]
+Factor = Annotated[float, Meta(ge=0, description="a number")]
+Mean = Annotated[float, Meta(ge=1, description="a number")]
+Count = Annotated[int, Meta(ge=1, description="a whole number")]
+Tokens = Annotated[int, Meta(ge=0, description="a whole number")]
+
+
+class Workers(msgspec.Struct, frozen=True, kw_only=True):
+    """Some engine replicas that are alike. They are called `name` with a number: w0, w1, ..."""
+
+    profile: str
+    """One of the engine profiles, such as h100-llama-8b."""
+    count: Count = 1
+    name: str = "w"
+    model: str = "m"
+    """The model's name, as requests have it."""
+    node: str = ""
+    cost_per_hour: Positive = 1.0
+    """Of one replica, in any currency."""
+    speed: Positive = 1.0
+    """How many times as fast as its profile it works."""
+    added_s: Seconds = 0.0
+    """When it is started."""
+    start_up_s: Seconds = 0.0
+    """From its start until it is ready; also after a crash."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One for each replica."""
+        return tuple(f"{self.name}{i}" for i in range(self.count))
+
+
+class SimTier(msgspec.Struct, frozen=True, kw_only=True):
+    """A promise, and what it is worth."""
+
+    ttft_s: Positive = inf
+    itl_s: Positive = inf
+    stall_s: Positive = inf
+    weight: Positive = 1.0
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(self.ttft_s, self.itl_s, self.stall_s)
+
+
+class Pattern(msgspec.Struct, frozen=True, kw_only=True):
+    """How a rate changes over time. Without any: it does not."""
+
+    diurnal_period_s: Seconds = 0.0
+    """A sine of this period, which starts at its mean and rises; 0: none."""
+    diurnal_swing: Share = 0.5
+    """How far the sine goes from the mean, as a share of it."""
+    steps: tuple[tuple[Seconds, Factor], ...] = ()
+    """[second, factor]: from there on the rate is so many times the mean one."""
+
+
+class Requests(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream of requests; a scenario merges all of its streams."""
+
+    kind: Literal["independent", "chat", "documents", "agents", "batch", "trace"] = "independent"
+    """independent requests; chat with growing prefixes; long documents; loops of agents that share
+    prefixes; batch jobs, each of which comes at once; or a trace file."""
+    rate: Positive | None = None
+    """Requests a second on average; a trace keeps its own if there is none."""
+    cv: Positive = 1.0
+    """Coefficient of variation of the gaps (Gamma); 1: Poisson. Of conversations, loops and jobs it
+    is that of their starts, and so is the pattern. Not of traces."""
+    pattern: Pattern = Pattern()
+    tier: str = ""
+    """Empty: as the trace has it, or the first tier of the scenario."""
+    tenant: str = ""
+    model: str = ""
+    """Empty: as the trace has it, or the model of the first workers."""
+    from_s: Seconds = 0.0
+    """When it starts; a trace from its beginning."""
+    until_s: Positive = inf
+    prompt: tuple[Count, Count] | None = None
+    """Median and 99th percentile of the prompt tokens (log-normal); none: as is usual of the kind.
+    For chat and agents: of what each turn adds."""
+    output: tuple[Count, Count] | None = None
+    """The same of the output tokens."""
+    turns: Mean | None = None
+    """Mean turns of a conversation, calls of an agent, or requests of a batch job; without it there
+    is one batch job, at `from_s`, with all that `rate` gives until the end."""
+    think_s: Positive | None = None
+    """Mean time between two turns, answer included."""
+    shared: Tokens | None = None
+    """Tokens of prefix (system prompt, tools), before each prompt, that the requests share; for
+    chat and agents those of each of the `families`."""
+    families: Count | None = None
+    """Chats or agents of how many kinds, each with a prefix of its own."""
+    file: str = ""
+    """Of a trace: its path, in the file relative to the scenario."""
+    most_prompt: Count | None = None
+    """Prompts of a trace are cut to this."""
+
+
+class Gateways(msgspec.Struct, frozen=True, kw_only=True):
+    """Gateway replicas, among which requests are spread by chance."""
+
+    count: Count = 1
+    every_s: Positive = 0.25
+    """How often each tells the others what it has in flight."""
+    delay_s: Seconds = 0.01
+    """How old such news is when it comes."""
+    loss: Share = 0.0
+    """Share of the news that never comes."""
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """Between gateways and workers."""
+
+    latency_s: Seconds = 0.001
+    """One way."""
+    bytes_per_s: Positive = inf
+    """Of each worker's link, shared fairly among what is on its way there; infinite: no limit."""
+    probe_s: Positive = 2.0
+    """How often a worker is asked how it is."""
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """Trouble. With `every_s` it comes again and again."""
+
+    kind: Literal["slow", "hang", "crash", "partition"]
+    """slow: steps take `factor` times as long. hang: steps stop, then go on. crash: all that is
+    there is lost, and the worker starts anew after `for_s` and its start-up time. partition:
+    gateways and worker don't hear of each other."""
+    worker: str
+    """Its name: w0. Or * for all of them."""
+    at_s: Seconds
+    for_s: Positive = inf
+    factor: Positive = 3.0
+    every_s: Seconds = 0.0
+    """0: only once."""
+    gateway: str = "*"
+    """Of a partition: g0, g1, ... or * for all."""
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run needs but policy and seed."""
+
+    name: str = ""
+    """What reports call it; none: as the file."""
+    about: str
+    """One sentence: what does it test?"""
+    seconds: Positive
+    """In which requests arrive; it goes on until they are answered."""
+    warmup_s: Seconds = 0.0
+    """Requests that arrive before are served but not counted."""
+    drain_s: Seconds = 120.0
+    """How long after the last arrival until what is not answered counts as a miss."""
+    workers: tuple[Workers, ...]
+    tiers: Mapping[str, SimTier]
+    requests: tuple[Requests, ...]
+    load: Positive = 1.0
+    """All rates times this; a trace without a rate goes so much faster."""
+    gateways: Gateways = Gateways()
+    network: Network = Network()
+    faults: tuple[Fault, ...] = ()
+    first_token_timeout_s: Positive = 600.0
+    stall_timeout_s: Positive = 60.0
+    """As of the gateway's `timeouts`."""
+    margin: Annotated[float, Meta(ge=0, lt=1, description="a share")] = 0.1
+    """Share of a promise that headroom keeps free for what cannot be foreseen."""
+
+    @property
+    def model(self) -> str:
+        """Which model is meant where none is named."""
+        return self.workers[0].model
+
+    @property
+    def tier(self) -> str:
+        """Which tier is meant where none is named."""
+        return next(iter(self.tiers))
