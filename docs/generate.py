@@ -1,4 +1,4 @@
-"""What does the code say of itself? Writes docs/reference from it.
+"""What does the code say of itself? Writes docs/reference from it, and lists in other pages.
 
 python docs/generate.py            write the pages anew
 python docs/generate.py --check    exit 1 if one of them is not what the code says
@@ -11,12 +11,13 @@ import asyncio
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
+from math import inf
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args, get_origin, get_type_hints
+from types import ModuleType, NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import typer
@@ -31,7 +32,7 @@ from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Promise
 from paceline.domain.request import LIFECYCLE, Request, State
 from paceline.domain.worker import Worker
-from paceline.enginemodel import PROFILES
+from paceline.enginemodel import PROFILES, Load
 from paceline.engines.emulated import EngineSettings, faults
 from paceline.engines.emulated.server import EmulatedEngine
 from paceline.gateway import auth
@@ -42,8 +43,12 @@ from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
 from paceline.observe.metrics import Metrics
 from paceline.policy.route import POLICIES
+from paceline.simulator.load import TAKES, load_scenario
+from paceline.simulator.scenario import Scenario
 
-REFERENCE = Path(__file__).parent / "reference"
+DOCS = Path(__file__).parent
+REFERENCE = DOCS / "reference"
+SCENARIOS = DOCS.parent / "scenarios"
 NOTICE = "<!-- Written by docs/generate.py from the code. Do not edit. -->\n\n"
 
 ENDPOINTS = {
@@ -79,17 +84,20 @@ ENDPOINTS = {
 
 
 def pages() -> dict[Path, str]:
-    """Every page of the reference."""
+    """Every page of the reference, and the page that lists the scenarios."""
     written = {
         "config.md": config_page(),
         "cli.md": cli_page(),
         "http.md": http_page(),
         "metrics.md": metrics_page(),
         "policies.md": policies_page(),
+        "scenario.md": scenario_page(),
         "kernel.md": kernel_page(),
         "emulated-engine.md": emulated_page(),
     }
-    return {REFERENCE / name: NOTICE + text for name, text in written.items()}
+    reference = {REFERENCE / name: NOTICE + text for name, text in written.items()}
+    lab = DOCS / "lab.md"
+    return {**reference, lab: between(lab.read_text(encoding="utf-8"), "scenarios", suite())}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -118,12 +126,49 @@ def config_page() -> str:
         "environment, `${NAME:-default}` with something to fall back to.\n",
     ]
     for where, struct in sections("", settings.Config):
-        title = f"`{where}`" if where else "Top level"
+        title = title_of(where)
         rows = [(f"`{key}`", default, text) for key, default, text in documented(struct)]
         parts.append(f"## {title}\n\n{doc(struct)}\n\n{table(('key', 'default', ''), rows)}")
     later = ", ".join(f"`{key}`" for key in settings.LATER)
     parts.append(f"Keys of versions to come ({later}) are refused until they do something.\n")
     return "\n".join(parts)
+
+
+def scenario_page() -> str:
+    parts = [
+        "# Scenario\n\n"
+        "One YAML file, played by `paceline simulate FILE`: "
+        "[Simulate](../how-to/simulate.md) says how to write one. An unknown key is refused, and "
+        "the nearest known one is named. `--set KEY=VALUE` and `--sweep KEY=V1,V2` put another "
+        "value in place of the file's; a list is counted from 0: `requests.0.rate`.\n"
+    ]
+    for where, struct in sections("", Scenario):
+        hints = get_type_hints(struct, include_extras=True)
+        names = {field.encode_name: field.name for field in msgspec.structs.fields(struct)}
+        rows = [
+            (f"`{key}`", kind_of(hints[names[key]]), default, text)
+            for key, default, text in documented(struct)
+        ]
+        head = ("key", "type", "default", "")
+        parts.append(f"## {title_of(where)}\n\n{doc(struct)}\n\n{table(head, rows)}")
+    takes = ((kind, ", ".join(f"`{key}`" for key in sorted(keys))) for kind, keys in TAKES.items())
+    parts.append(
+        "## Kinds of requests\n\nBeside `kind`, `rate`, `tier`, `tenant`, `model`, `from_s` and "
+        "`until_s`, which all of them have, each kind has these keys; the others are refused. A "
+        "batch comes in one go if it has no `turns`.\n\n"
+        + table(("kind", "its own keys"), takes)
+        + "\nProfiles for `profile` stand with the "
+        "[emulated engine](emulated-engine.md#profiles), formats of traces in "
+        "[Replay a trace](../how-to/replay-a-trace.md).\n"
+    )
+    return "\n".join(parts)
+
+
+def suite() -> str:
+    """The scenarios of the lab, each with its sentence."""
+    files = sorted(SCENARIOS.glob("*.yaml"))
+    rows = ((f"`{file.stem}`", load_scenario(file).about) for file in files)
+    return table(("scenario", "what it tests"), rows)
 
 
 def cli_page() -> str:
@@ -252,7 +297,7 @@ def emulated_page() -> str:
     profiles = [
         (
             f"`{name}`",
-            f"{profile.weights_s * 1e3:g}",
+            f"{profile.step_seconds(Load()) * 1e3:.3g}",
             f"{profile.kv_tokens:,}",
             f"{profile.max_num_seqs:,}",
             f"{profile.max_num_batched_tokens:,}",
@@ -282,6 +327,19 @@ a GPU. `paceline engine --config FILE` runs several in one process, from a list 
 Struct = msgspec.Struct
 
 
+def between(page: str, name: str, text: str) -> str:
+    """The page with this text between its two marks of that name."""
+    before, mark, rest = page.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->\n")
+    if not (mark and end):
+        raise ValueError(f"a page has lost its marks <!-- {name} --> and <!-- /{name} -->")
+    return f"{before}{mark}\n{text}\n{end}{after}"
+
+
+def title_of(where: str) -> str:
+    return f"`{where}`" if where else "Top level"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
@@ -299,19 +357,42 @@ def sections(where: str, struct: type[Struct]) -> Iterator[tuple[str, type[Struc
     yield where, struct
     hints = get_type_hints(struct)
     for field in msgspec.structs.fields(struct):
-        found = list(parts_of(hints[field.name], ""))
-        for suffix, part in found:
+        for suffix, part in parts_of(hints[field.name], "", struct.__module__):
             place = f"{where}.{field.encode_name}" if where else field.encode_name
             yield from sections(place + suffix, part)
 
 
-def parts_of(hint: Any, suffix: str) -> Iterator[tuple[str, type[Struct]]]:
-    """The structs of the settings within a type, each with how its place is written."""
-    if isinstance(hint, type) and hint.__module__ == settings.__name__:
+def parts_of(hint: Any, suffix: str, module: str) -> Iterator[tuple[str, type[Struct]]]:
+    """The structs of a module within a type, each with how its place is written."""
+    if isinstance(hint, type) and hint.__module__ == module:
         yield suffix, hint
-    more = {tuple: "[]", dict: ".NAME"}.get(get_origin(hint) or hint, "")
+    more = {tuple: "[]", dict: ".NAME", Mapping: ".NAME"}.get(get_origin(hint) or hint, "")
     for part in get_args(hint):
-        yield from parts_of(part, suffix + more)
+        yield from parts_of(part, suffix + more, module)
+
+
+KINDS = {bool: "true or false", float: "number", int: "whole number", str: "text"}
+BOUNDS = {"gt": "> ", "ge": "≥ ", "lt": "< ", "le": "≤ "}
+
+
+def kind_of(hint: Any) -> str:
+    """What may be written for a value of this type: words, and the range."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        limits = ((sign, getattr(inner[1], name)) for name, sign in BOUNDS.items())
+        told = (f"{sign}{limit:g}" for sign, limit in limits if limit is not None)
+        return " ".join((kind_of(inner[0]), ", ".join(told)))
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"[{', '.join(kind_of(part) for part in inner)}]"
+    if origin is tuple:
+        return f"list of {kind_of(inner[0])}" if get_origin(inner[0]) else "list, see below"
+    if origin is Mapping:
+        return "by name, see below"
+    if inner:
+        return " or ".join(kind_of(part) for part in inner if part is not NoneType)
+    return KINDS.get(hint, "see below")
 
 
 def documented(struct: type[Struct]) -> Iterator[tuple[str, str, str]]:
@@ -327,6 +408,8 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
     value = field.default
     if field.default_factory is not msgspec.NODEFAULT:
         value = field.default_factory()
+    if value == inf:
+        return "∞"
     if value is None or value in ("", (), {}) or isinstance(value, Struct):
         return f"`{value}`" if type(value).__name__ == "Address" else ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
@@ -362,6 +445,8 @@ def options(command: Any) -> Iterator[tuple[str, str, str]]:
         default = option.default
         told = isinstance(default, str | int | float) and default is not False and default != ""
         shown = "required" if option.required else f"`{default}`" if told else ""
+        if isinstance(option.show_default, str):  # in words: it is not the same on all machines
+            shown = option.show_default
         yield names, shown, option.help or ""
 
 

@@ -17,10 +17,12 @@ import yaml
 from paceline.cli import app
 from paceline.config import load
 from paceline.engines.emulated import load_engines
+from paceline.simulator.load import load_scenario
+from paceline.simulator.simulation import play
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: title=\S+)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 SECRETS = {"ACME_KEY": "a", "ENGINE_KEY": "b", "OLD": "c", "NEW": "d"}
@@ -52,6 +54,9 @@ def test_every_configuration_in_the_docs_can_be_used(page: Path, tmp_path: Path)
         if "engines" in settings:
             file.write_text(text)
             assert load_engines(file)
+        elif "requests" in settings:
+            file.write_text(text.replace("examples/", f"{ROOT}/examples/"))
+            assert load_scenario(file).requests
         elif "scrape_configs" not in settings:
             worker = {"name": "m", "workers": [{"url": "http://127.0.0.1:1"}]}
             file.write_text(yaml.safe_dump({"models": [worker], **settings}))
@@ -61,6 +66,12 @@ def test_every_configuration_in_the_docs_can_be_used(page: Path, tmp_path: Path)
 def test_the_examples_can_be_used() -> None:
     assert load(ROOT / "examples" / "paceline.yaml", SECRETS).models
     assert load_engines(ROOT / "examples" / "engines.yaml")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "scenarios").glob("*.yaml")), ids=name_of)
+def test_every_scenario_can_be_played(file: Path) -> None:
+    scenario = load_scenario(file, [("seconds", "5"), ("warmup_s", "0"), ("faults", "[]")])
+    assert play(scenario, "headroom", seed=1).total.requests
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:

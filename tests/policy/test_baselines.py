@@ -193,7 +193,7 @@ def test_kv_use_is_compared_in_tokens_where_a_cache_is_of_unknown_size() -> None
 
 
 def test_the_longest_cached_prefix_decides_in_a_balanced_fleet() -> None:
-    fleet = Workers([60, 0, 0])
+    fleet = Workers([8, 0, 0])
     assert prefix_affinity(fleet, ask(held={0: 8, 1: 4}), fleet.places).place == 0
 
 
@@ -204,7 +204,7 @@ def test_a_short_cached_prefix_does_not_decide_but_the_room_in_the_caches() -> N
 
 
 @pytest.mark.parametrize(
-    ("loads", "balanced"), [([64, 0], True), ([65, 0], False), ([195, 130], True)]
+    ("loads", "balanced"), [([8, 0], True), ([9, 0], False), ([195, 130], True)]
 )
 def test_an_unbalanced_fleet_is_one_with_both_a_large_gap_and_a_large_ratio(
     loads: list[int], balanced: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from math import log
+from math import inf, log
 from random import Random
 from statistics import median, pstdev
 
@@ -11,12 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from stage import ask, seen_by_clients, small
 
 from paceline.enginemodel import PROFILES, Load
 from paceline.kernel.timing import Timing, WorkerTiming, export
 from paceline.policy.steptime import ROOFLINE, StepModel
-from paceline.simulator.learned import AMPLE_KV, learned_profile, live_fleet, profiles_of
-from paceline.simulator.scenario import Requests, Scenario, SimTier, Workers
+from paceline.simulator.learned import (
+    AMPLE_KV,
+    learned_profile,
+    live_fleet,
+    profiles_of,
+)
+from paceline.simulator.scenario import Network, Requests, Scenario, SimTier, Workers
 from paceline.simulator.simulation import Simulation
 
 WORKER = WorkerTiming(id="live", model="m", step=StepModel(), prefill_budget=2048)
@@ -47,6 +53,20 @@ def test_steps_spread_as_they_were_seen_to(spread: float) -> None:
     residuals = [log(profile.step_seconds(load, rng) / usual_s) for _ in range(4000)]
     assert pstdev(residuals) == pytest.approx(spread, rel=0.1)
     assert abs(median(residuals)) < 0.1 * spread
+
+
+@pytest.mark.parametrize("bytes_per_s", [inf, 1e15])
+@pytest.mark.parametrize(("latency_s", "beyond_s"), [(0.0, 0.05), (0.01, 0.05), (0.1, 0.2)])
+def test_a_first_token_takes_the_learned_overhead_of_which_the_latency_is_a_part(
+    latency_s: float, beyond_s: float, bytes_per_s: float
+) -> None:
+    still = StepModel(spread=0.0)
+    profile = learned_profile(replace(WORKER, step=still, overhead_s=0.05))
+    scenario = small(count=1, network=Network(latency_s=latency_s, bytes_per_s=bytes_per_s))
+    request = ask(at_s=1.0, prompt=100)
+    (seen,) = seen_by_clients(request, scenario=scenario, profiles=lambda _: profile)
+    step_s = profile.step_seconds(Load(prefill=100, attention=100 * 50))
+    assert seen.ttft_s == pytest.approx(beyond_s + step_s)
 
 
 def test_limits_are_the_worker_s_where_they_are_known() -> None:

@@ -33,18 +33,22 @@ class StepPlan(msgspec.Struct, frozen=True, gc=False):
 
     def seconds_of(self, steps: int) -> float:
         """What the first so many of the steps take."""
+        if steps == self.steps:
+            return self.seconds
         mean_s = self.seconds / self.steps
         return steps * (mean_s - 0.5 * self.rise_s * (self.steps - steps))
 
     def ended_after(self, elapsed_s: float) -> int:
         """How many steps are over after so many seconds; at least one is not."""
-        half = 0.5 * self.rise_s
-        first_s = self.seconds / self.steps - half * self.steps
-        if half * self.steps > 1e-9 * first_s:
-            done = (sqrt(first_s * first_s + 4.0 * half * elapsed_s) - first_s) / (2.0 * half)
+        steps, seconds, rise_s = self.steps, self.seconds, self.rise_s
+        first_s = seconds / steps - 0.5 * rise_s * steps
+        if elapsed_s < first_s:
+            return 0
+        if rise_s * steps > 2e-9 * first_s:
+            done = int((sqrt(first_s * first_s + 2.0 * rise_s * elapsed_s) - first_s) / rise_s)
         else:
-            done = elapsed_s * self.steps / self.seconds
-        return min(int(done), self.steps - 1)
+            done = int(elapsed_s * steps / seconds)
+        return done if done < steps else steps - 1
 
     def first(self, steps: int) -> StepPlan:
         """The first so many of the steps alone."""

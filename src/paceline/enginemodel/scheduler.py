@@ -254,10 +254,10 @@ class Scheduler:
         growths = self._growths
         size = len(growths)
         rounds, rest = divmod(more, size)
-        needed = rounds * len(self._decoding)
-        for later in range(step + 1, step + 1 + rest):
-            needed += growths[later % size]
-        return needed
+        first = (step + 1) % size
+        begun = growths[first : first + rest]
+        begun += growths[: rest - len(begun)]
+        return rounds * len(self._decoding) + sum(begun)
 
     # Where a request stands.
 
@@ -330,6 +330,8 @@ class Scheduler:
         self._grown = step
         pool, size = self.pool, self.profile.block_size
         needed = self._growths[step % size]
+        if not needed:
+            return ()
         if needed <= pool.free:
             pool.take(needed)
             return ()

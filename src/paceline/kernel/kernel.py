@@ -164,7 +164,8 @@ class Kernel:
         )
         live.worker, live.predicted = worker, choice.predicted
         self._move(live, Event.DISPATCHED)
-        entry = Entry(request, ask.prompt_tokens, ask.cached.get(choice.place, 0.0), now)
+        deadline = live.arrived_at + request.promise.ttft_s
+        entry = Entry(request, ask.prompt_tokens, ask.cached.get(choice.place, 0.0), now, deadline)
         worker.sent(entry, choice.predicted, now)
         pool.dispatched(entry.uncached)
         pool.prefixes.insert(choice.place, request.blocks)

@@ -6,6 +6,7 @@ Totals are kept, not summed: a step costs the same whether one stream is decodin
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 from paceline.domain.request import Request
 
@@ -15,22 +16,35 @@ class Entry:
 
     __slots__ = (
         "cached",
+        "deadline",
         "decoding",
         "due_at",
         "grown",
+        "promised",
         "prompt",
         "request",
         "sent_at",
         "uncached",
     )
 
-    def __init__(self, request: Request, prompt: float, cached: float, sent_at: float) -> None:
+    def __init__(
+        self,
+        request: Request,
+        prompt: float,
+        cached: float,
+        sent_at: float,
+        deadline: float = inf,
+    ) -> None:
         self.request = request
         self.prompt = prompt
         """Prompt tokens, estimated if not told."""
         self.cached = cached
         self.uncached = max(prompt - cached, 1.0)
         self.sent_at = sent_at
+        self.deadline = deadline
+        """Until when its first token must come."""
+        self.promised: float | None = None
+        """The ITL promise that it counts under; None: no promise of it can be broken any more."""
         self.due_at = sent_at
         """When an answer that is no stream is taken to have been prefilled."""
         self.decoding = False
@@ -62,9 +76,9 @@ class Ledger:
         """Prompt tokens sent and not yet known to be prefilled."""
         self.arriving = 0.0
         """Context that those prompts will add to the KV cache."""
-        self.promised: dict[float, int] = {}
-        """How many requests have each ITL promise (seconds, to two digits: headers may ask for
-        anything, and decisions take time for each)."""
+        self.promised: dict[float, float] = {}
+        """Weight of the requests that have each ITL promise (seconds, to two digits: headers may
+        ask for anything, and decisions take time for each)."""
         self._blind: deque[Entry] = deque()
         # Every decoding stream grows by the same tokens a step, so the context of all is
         # _base + streams * _grown, with _base = sum of (prompt - _grown at its first token).
@@ -81,8 +95,8 @@ class Ledger:
         self.entries[entry.request.id] = entry
         self.ahead += entry.uncached
         self.arriving += entry.prompt
-        itl_s = _grade(entry.request.promise.itl_s)
-        self.promised[itl_s] = self.promised.get(itl_s, 0) + 1
+        entry.promised = itl_s = float(f"{entry.request.promise.itl_s:.2g}")
+        self.promised[itl_s] = self.promised.get(itl_s, 0.0) + entry.request.weight
         if not entry.request.streaming:
             self._blind.append(entry)
 
@@ -97,6 +111,14 @@ class Ledger:
         self._base += entry.prompt - self._grown
         self.streams += 1
         self.blind += not entry.request.streaming
+
+    def release(self, entry: Entry) -> None:
+        """Nothing can break its promise any more: it is over, or broken already."""
+        itl_s, entry.promised = entry.promised, None
+        if itl_s is not None:
+            self.promised[itl_s] -= entry.request.weight
+            if self.promised[itl_s] < 1e-6:
+                del self.promised[itl_s]
 
     def grew(self, tokens_each: float) -> None:
         """A step gave every stream so many tokens."""
@@ -117,10 +139,7 @@ class Ledger:
         entry = self.entries.pop(request_id, None)
         if entry is None:
             return None
-        itl_s = _grade(entry.request.promise.itl_s)
-        self.promised[itl_s] -= 1
-        if not self.promised[itl_s]:
-            del self.promised[itl_s]
+        self.release(entry)
         if entry.decoding:
             self.streams -= 1
             self.blind -= not entry.request.streaming
@@ -132,7 +151,3 @@ class Ledger:
             self.ahead = self.arriving = self._base = self._grown = 0.0
             self._blind.clear()
         return entry
-
-
-def _grade(itl_s: float) -> float:
-    return float(f"{itl_s:.2g}")

@@ -13,7 +13,7 @@ from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
 from paceline.kernel.worker import WorkerState
 from paceline.policy.lengths import OutputLengths, TokensPerByte
 from paceline.policy.standing import Ask, Standing
-from paceline.policy.steptime import pool_prior
+from paceline.policy.steptime import StepTimeEstimator, pool_prior
 
 USUAL_RATE = 0.02
 """How fast the mean of what requests need follows the last ones."""
@@ -44,10 +44,9 @@ class Pool:
         self._usable_until = -inf
 
     def add(self, worker: Worker) -> WorkerState:
-        """A worker joins. It starts from what its like have been seen to do."""
-        known = [w.timing.model() for w in self.workers.values() if w.timing.samples]
+        """A worker joins."""
         place = self._free.pop() if self._free else len(self._by_place)
-        state = WorkerState(worker, place, pool_prior(known) if known else None)
+        state = WorkerState(worker, place)
         self.workers[worker.id] = state
         here = slice(place, place + 1)  # one to replace, or the end
         self.ids[here], self._by_place[here], self._standings[here] = [worker.id], [state], [None]
@@ -106,8 +105,16 @@ class Pool:
         """The worker at a place as a router sees it."""
         standing = self._standings[place]
         if standing is None or now - standing.made_at > STALE_S:
+            self._inherit(self._by_place[place])
             standing = self._standings[place] = self._by_place[place].standing(now)
         return standing
+
+    def _inherit(self, state: WorkerState) -> None:
+        """A worker that nothing was seen of yet is taken to be like the others."""
+        if not state.timing.samples:
+            known = [w.timing.model() for w in self.workers.values() if w.timing.samples]
+            if known:
+                state.timing = StepTimeEstimator(pool_prior(known))
 
     def ask(self, request: Request, waited_s: float, now: float) -> Ask:
         """What a policy needs to know of a request."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from math import exp, inf, log
 
-import msgspec
-
 from paceline.domain.commands import Prediction
 from paceline.domain.facts import PeerLoad, Step
 from paceline.domain.worker import Worker, WorkerReport
@@ -49,13 +47,13 @@ class Accuracy:
 class WorkerState:
     """One worker: what is in flight there, how fast it is, whether it can be used."""
 
-    def __init__(self, worker: Worker, place: int, prior: tuple[float, ...] | None) -> None:
+    def __init__(self, worker: Worker, place: int) -> None:
         self.worker = worker
         self.place = place
         """Its place in the pool, and its bit in the prefix index."""
         self.ledger = Ledger()
         self.elsewhere = Elsewhere()
-        self.timing = StepTimeEstimator(prior) if prior else StepTimeEstimator()
+        self.timing = StepTimeEstimator()
         self.windows = PrefillWindows(worker.prefill_budget)
         self.report: WorkerReport | None = None
         self.draining = False
@@ -93,6 +91,8 @@ class WorkerState:
         self.failures = 0
         self.windows.first_token(entry.request.id, at)
         self.ledger.decodes(entry)
+        if at > entry.deadline:
+            self.ledger.release(entry)
         self._prefill_rate = self.prefill_rate(at) + entry.uncached / PREFILL_RATE_S
         self._rate_at = at
         self.last_step_at = max(self.last_step_at, at)
@@ -107,7 +107,8 @@ class WorkerState:
         each = step.tokens / step.streams if step.streams else 0.0
         blind = self.ledger.blind + self.elsewhere.streams
         if blind:
-            step = msgspec.structs.replace(step, streams=step.streams + blind)
+            everyone = step.streams + blind
+            step = Step(step.ended_at, step.seconds, everyone, step.tokens, step.count)
         midway = 0.5 * (step.count - 1) * each * self.ledger.streams
         for seen in self.windows.stepped(step, self.ledger.kv + self.elsewhere.context + midway):
             self.timing.observe_window(seen.steps, seen.seconds)

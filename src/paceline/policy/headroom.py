@@ -6,12 +6,14 @@ The worker of least cost is taken, where cost is
     loss   = 1 - P(TTFT kept) * P(ITL kept)                                of the request itself
     harm   = sum over residents of the rise of their P(ITL broken)
     delay  = seconds of waiting that the choice causes to anybody, over the best worker's
+    work   = prompt tokens to prefill, at a price that rises with how busy the fleet is
 
-that is, the expected number of promises that the choice breaks, and a little for the time that it
-takes. P follows a logistic curve in log(predicted / promise), as wide as predictions have been
-wrong. Loss and harm decide where a promise is at stake, delay where none is, or none can be kept:
-there the cached, the fast and the empty worker win by exactly what they save.
-(docs/design/0003-routing-cost.md says why not "least cost among those with enough headroom".)
+that is, the expected number of promises that the choice breaks now, a little for the time that it
+takes, and what its work costs those who come later: a prefix prefilled twice is time that a busy
+fleet does not have. P follows a logistic curve in log(predicted / promise), as wide as predictions
+have been wrong. Loss and harm decide where a promise is at stake, delay where none is, or none can
+be kept: there the fast and the empty worker win by exactly what they save.
+(docs/design/0003 says why not "least cost among those with enough headroom", 0007 why the rest.)
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from paceline.policy.standing import Ask, Standing
 DELAY_WEIGHT = 0.05
 """Cost of causing once more the delay of the best worker, in broken promises."""
 WORK_WEIGHT = 3.0
+"""Price of prefilling as much as a request usually needs, in broken promises, if prefill took all
+of the fleet's time; none while it is idle."""
+TO_COME = 0.3
+"""Share of a resident's answer that is slowed: half of it is still to come, on average, and the
+newcomer does not stay for all of that."""
 LEAST_SPARE = 0.1
 """Share of time that decode steps are left with, however much prefill there is."""
 KV_FULL = 0.95
@@ -80,7 +87,7 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
         ttft_s,
         itl_s,
         before_s,
-        itl_s + own_s / max(ask.output_tokens, 16.0),
+        before_s + TO_COME * (itl_s - before_s + own_s / max(ask.output_tokens, 16.0)),
         ttft_s + ask.output_tokens * itl_s + worker.everyone * (own_s + slower_s),
         own / ask.usual_tokens,
         1.0 - spare,

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paceline.policy import baselines
-from paceline.policy import headroom as h
 from paceline.policy.fleet import Choice, Fleet, Learner, Policy
-from paceline.policy.headroom import DELAY_WEIGHT, forecast, prediction, risk
+from paceline.policy.headroom import DELAY_WEIGHT, WORK_WEIGHT, forecast, prediction, risk
 from paceline.policy.standing import Ask
 
 __all__ = ["POLICIES", "Choice", "Fleet", "Learner", "Policy", "headroom"]
@@ -32,7 +31,7 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
         worker = fleet.standing(i, now)
         seen.append((i, worker, forecast(worker, ask, cached.get(i, 0.0))))
     weight = DELAY_WEIGHT / min(expected.delay_s for _, _, expected in seen)
-    price = h.WORK_WEIGHT * sum(expected.busy for _, _, expected in seen) / len(seen)
+    price = WORK_WEIGHT * sum(expected.busy for _, _, expected in seen) / len(seen)
     costs = [
         risk(worker, ask, expected) + weight * expected.delay_s + price * expected.work
         for _, worker, expected in seen

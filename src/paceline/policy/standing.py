@@ -98,7 +98,7 @@ class Standing:
         model: StepModel,
         curve: Curve,
         in_flight: InFlight,
-        promised: Mapping[float, int],
+        promised: Mapping[float, float],
         now: float = 0.0,
     ) -> None:
         self.made_at = now
@@ -114,7 +114,7 @@ class Standing:
         self.overhead_s = in_flight.overhead_s
         self.last_step_at = in_flight.last_step_at
         self.promised = tuple(promised.items())
-        """ITL promises of its requests, each with how many have it."""
+        """ITL promises of its requests, each with the weight of those that have it."""
         self.gain = model.slowdown
         self.itl_spread = max(model.spread, ITL_SPREAD)
         self.ttft_spread = max(model.spread, TTFT_SPREAD)

@@ -13,10 +13,10 @@ is dropped: there will be more steps.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from math import ceil
 
 import msgspec
-from msgspec.structs import replace
 
 from paceline.domain.facts import Step
 from paceline.policy.steptime import Load
@@ -56,29 +56,37 @@ class _Prompt(msgspec.Struct):
     first_at: float = 0.0
 
 
-class _Past(msgspec.Struct):
+class _Past:
     """A step that has ended, and what is booked on it so far."""
 
-    ended_at: float
-    seconds: float
-    streams: int
-    kv: float
-    idle: bool
-    """The worker had no stream: nothing tells when the step began, nor whether it was only one."""
-    chunks: list[tuple[int, int]] = []
-    """(tokens, tokens of context before them)."""
-    spoiled: bool = False
+    __slots__ = ("chunks", "ended_at", "idle", "kv", "prefill", "seconds", "spoiled", "streams")
+
+    def __init__(self, ended_at: float, seconds: float, streams: int, kv: float) -> None:
+        self.ended_at = ended_at
+        self.seconds = seconds
+        self.streams = streams
+        self.kv = kv
+        self.idle = seconds <= 0
+        """The worker had no stream: nothing tells when the step began, nor whether it was one."""
+        self.chunks: tuple[tuple[int, int], ...] = ()
+        """(tokens, tokens of context before them)."""
+        self.prefill = 0
+        """Tokens of all chunks."""
+        self.spoiled = False
 
     @property
     def began_at(self) -> float:
         return self.ended_at - self.seconds
 
-    @property
-    def prefill(self) -> int:
-        return sum(tokens for tokens, _ in self.chunks)
+    def book(self, tokens: int, context: int) -> None:
+        """So many prompt tokens after so many of context were computed in it."""
+        self.chunks += ((tokens, context),)
+        self.prefill += tokens
 
     def load(self) -> Load:
-        q = sum(p * (context + p / 2) for p, context in self.chunks)
+        q = 0.0
+        for tokens, context in self.chunks:
+            q += tokens * (context + tokens / 2)
         return Load(self.streams, self.prefill, self.kv, q)
 
 
@@ -99,6 +107,8 @@ class PrefillWindows:
         """Sent, no token yet; in the order of sending."""
         self._begun: list[_Prompt] = []
         """Whose first token came, with a step that is not yet known."""
+        self._unbooked = 0
+        """Tokens of all of these."""
         self._past: deque[_Past] = deque()
         self._quiet_s = 0.0
         self._waits: deque[float] = deque(maxlen=WAITS)
@@ -112,8 +122,9 @@ class PrefillWindows:
         """A request was sent; `context` of its prompt tokens are believed to be cached."""
         for other in self._waiting.values():
             other.alone = False
-        alone = not self._waiting
-        self._waiting[request_id] = _Prompt(max(uncached, 1), context, sent_at, alone)
+        prompt = _Prompt(max(uncached, 1), context, sent_at, alone=not self._waiting)
+        self._waiting[request_id] = prompt
+        self._unbooked += prompt.uncached
 
     def first_token(self, request_id: str, at: float) -> None:
         """A request's first token came. Told before the step it came with."""
@@ -126,6 +137,7 @@ class PrefillWindows:
         """A request left. Before its first token, nobody knows what was prefilled of it."""
         prompt = self._waiting.pop(request_id, None)
         if prompt is not None:
+            self._unbooked -= prompt.uncached
             for past in self._past:
                 if past.ended_at > prompt.sent_at:
                     past.spoiled = True
@@ -134,28 +146,29 @@ class PrefillWindows:
         """A step ended; its streams had `kv` tokens of context. Returns what is settled by now."""
         if step.count > 1:
             return self._run(step, kv)
-        if self._past:
+        past = self._past
+        if self._begun and past:
             self._book(step.ended_at)
-        if not self._waiting and not self._begun and step.streams:
+        if not self._unbooked and step.streams:
             pace = 0.1 if self._quiet_s else 1.0
             self._quiet_s += pace * (step.seconds - self._quiet_s)
-        self._past.append(_Past(step.ended_at, step.seconds, step.streams, kv, step.seconds <= 0))
-        if len(self._past) > MOST_STEPS:
-            self._past.popleft()
+        past.append(_Past(step.ended_at, step.seconds, step.streams, kv))
+        if len(past) > MOST_STEPS:
+            past.popleft()
         settled: list[Observation] = []
         unsettled = self._within_reach(step.streams)
-        while len(self._past) > unsettled:
-            settled += self._settle(self._past.popleft())
+        while len(past) > unsettled:
+            settled += self._settle(past.popleft())
         return settled
 
     def _run(self, run: Step, kv: float) -> list[Observation]:
         """Steps told in one; those that prompts may be in are taken one by one."""
-        busy = bool(self._waiting or self._begun)
+        busy = self._unbooked > 0
         apart = min(run.count, self._within_reach(run.streams)) if busy else 0
         together = run.count - apart
         settled: list[Observation] = []
         if together:
-            if self._past:
+            if self._begun and self._past:
                 self._book(run.ended_at - (run.count - 1) * run.seconds)
             while self._past:
                 settled += self._settle(self._past.popleft())
@@ -167,7 +180,7 @@ class PrefillWindows:
                     self._quiet_s += pace * (run.seconds - self._quiet_s)
         for left in reversed(range(apart)):
             ended_at = run.ended_at - left * run.seconds
-            settled += self.stepped(replace(run, ended_at=ended_at, count=1), kv)
+            settled += self.stepped(Step(ended_at, run.seconds, run.streams, run.tokens), kv)
         return settled
 
     def _within_reach(self, streams: int) -> int:
@@ -175,8 +188,9 @@ class PrefillWindows:
 
         A budget without evidence may be far smaller than the one believed in.
         """
-        tokens = sum(p.uncached for p in (*self._waiting.values(), *self._begun))
-        budget = self.budget
+        tokens, budget = self._unbooked, self.budget
+        if not tokens:
+            return 1
         reach = ceil(tokens / max(budget - streams, budget / 2))
         if not self._told and self._votes[budget] < CONVINCING:
             least = BUDGETS[0]
@@ -192,20 +206,21 @@ class PrefillWindows:
             last_end = self._past[-2].ended_at if len(self._past) > 1 else now[0].sent_at
             newest.seconds = newest.ended_at - max(now[0].sent_at, last_end)
         for prompt in now:
+            self._unbooked -= prompt.uncached
             if newest.idle:
-                newest.chunks = [*newest.chunks, (prompt.uncached, prompt.context)]
+                newest.book(prompt.uncached, prompt.context)
             else:
                 self._learn_budget(prompt)
                 self._spread(prompt)
 
-    def _reachable(self, prompt: _Prompt) -> list[_Past]:
+    def _reachable(self, prompt: _Prompt) -> Iterator[_Past]:
         """Steps that may have prefilled it, newest first: begun after it was sent."""
-        steps = [self._past[-1]]
-        for past in list(self._past)[-2::-1]:
+        steps = reversed(self._past)
+        yield next(steps)
+        for past in steps:
             if past.idle or past.began_at < prompt.sent_at:
-                break
-            steps.append(past)
-        return steps
+                return
+            yield past
 
     def _spread(self, prompt: _Prompt) -> None:
         """Book a prompt on the fewest steps up to the newest that have room for it."""
@@ -224,7 +239,7 @@ class PrefillWindows:
         done = 0
         for past, room in reversed(taken):
             chunk = min(room, prompt.uncached - done)
-            past.chunks = [*past.chunks, (chunk, prompt.context + done)]
+            past.book(chunk, prompt.context + done)
             done += chunk
         if prompt.alone:
             self._waits.append(max(taken[-1][0].began_at - prompt.sent_at, 0.0))

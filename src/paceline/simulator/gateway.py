@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from math import inf
 from random import Random
 
@@ -25,17 +26,47 @@ from paceline.domain.facts import (
 from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.simulator.clock import Clock
-from paceline.simulator.flight import Flight
+from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, Flight
 from paceline.simulator.replica import Replica
-from paceline.workload.traces import BLOCK_TOKENS
 
-BYTES_PER_TOKEN = 4
 CONNECT_TIMEOUT_S = 5.0
 """How long it takes to learn that a worker cannot be reached."""
+
+READ_S = 1e-4
+"""What was late together is noticed one by one: no step sooner after the one before."""
 
 Ended = Callable[[Flight, str], None]
 """Takes a request that is over, and how: ok, shed, failed, broke or unfinished."""
 Log = Callable[[float, Fact, list[Command]], None]
+
+
+class Lateness:
+    """When does a busy gateway notice what its workers send? In order, each step a bit late."""
+
+    def __init__(self, mean_s: float, rng: Random) -> None:
+        self._rate = 1.0 / mean_s
+        self._rng = rng
+        self._last: dict[str, tuple[float, float, float]] = {}
+        """Of each worker's last step: when it ended, when that was noticed, and when the end of
+        the one before was."""
+
+    def noticed_at(self, worker_id: str, ended_at: float) -> tuple[float, float]:
+        """When all is noticed that a step gave which ended then, and when the one before was."""
+        last_at, noticed_at, before_at = self._last.get(worker_id, (-inf, -inf, -inf))
+        if ended_at > last_at:
+            late_s, before_at = self._rng.expovariate(self._rate), noticed_at
+            noticed_at = max(ended_at + late_s, before_at + READ_S)
+            self._last[worker_id] = ended_at, noticed_at, before_at
+        return noticed_at, before_at
+
+    def steps(self, worker_id: str, step: Step) -> Iterator[Step]:
+        """Each step as it is noticed: it seems to begin when the one before was."""
+        for later in range(step.count - 1, -1, -1):
+            ended_at = step.ended_at - later * step.seconds
+            noticed_at, before_at = self.noticed_at(worker_id, ended_at)
+            began_at = max(before_at, ended_at - step.seconds)
+            seconds = noticed_at - began_at if step.seconds else 0.0
+            yield Step(noticed_at, seconds, step.streams, step.tokens)
 
 
 class _Cut:
@@ -62,6 +93,7 @@ class Gateway:
         flights: dict[str, Flight],
         ended: Ended,
         log: Log | None = None,
+        lateness: Lateness | None = None,
     ) -> None:
         self.index = index
         self.kernel = kernel
@@ -76,6 +108,7 @@ class Gateway:
         self._latency_s = latency_s
         self._over = ended
         self._log = log
+        self._lateness = lateness
         self._timer_due = inf
 
     # What the clients do.
@@ -98,9 +131,10 @@ class Gateway:
             promise=flight.promise,
             weight=weight,
             prompt_bytes=round(arrival.prompt_tokens * bytes_each),
-            blocks=arrival.blocks[: arrival.shared_tokens // BLOCK_TOKENS],
+            max_tokens=arrival.max_tokens,
+            blocks=flight.names,
             seed=self._rng.getrandbits(32),
-            block_bytes=round(BLOCK_TOKENS * bytes_each),
+            block_bytes=round(NAME_TOKENS * bytes_each),
         )
 
     def give_up(self, flight: Flight) -> None:
@@ -111,11 +145,11 @@ class Gateway:
 
     def first_token(self, flight: Flight) -> None:
         """A stream begins."""
-        self._hear(flight, self._began)
+        self._notice(flight, self._began)
 
     def ended(self, flight: Flight) -> None:
         """An answer is complete."""
-        self._hear(flight, self._completed)
+        self._notice(flight, self._completed)
 
     def crashed(self, replica: Replica) -> None:
         """A worker crashes: its requests are lost, and so is what was not heard of them."""
@@ -129,8 +163,14 @@ class Gateway:
 
     def steps(self, replica: Replica, step: Step) -> None:
         """Steps of a worker end that give this gateway's streams a token."""
-        if replica.worker.id not in self._cuts:
-            self.tell(StepsSeen(replica.worker.id, (step,)))
+        if self._lateness is None:
+            self._see(replica, step)
+            return
+        for one in self._lateness.steps(replica.worker.id, step):
+            if one.ended_at <= self._clock.now:
+                self._see(replica, one)
+            else:
+                self._clock.at(one.ended_at, partial(self._see, replica), one)
 
     def probe(self, replica: Replica) -> None:
         """Ask a worker how it is."""
@@ -146,11 +186,12 @@ class Gateway:
         """Give up on requests of which nothing has come for too long."""
         now, cut = self._clock.now, self._cuts.get(replica.worker.id)
         heard_until = cut.began_at if cut is not None else inf
+        stepped_at = replica.stepped_at
         for flight in list(self._there[replica.worker.id].values()):
             if flight.first_at == inf:
                 late = now - flight.sent_at > first_token_s
             else:
-                token_at = replica.stepped_at if flight.joined else flight.done_at
+                token_at = stepped_at if flight.joined else flight.done_at
                 late = now - min(token_at, heard_until) > stall_s
             if late:
                 replica.abort(flight)
@@ -176,8 +217,27 @@ class Gateway:
             if flight.id in there:
                 happens(flight)
 
+    def _see(self, replica: Replica, step: Step) -> None:
+        if replica.up and replica.worker.id not in self._cuts:
+            self.tell(StepsSeen(replica.worker.id, (step,)))
+
+    def _notice(self, flight: Flight, happens: Callable[[Flight], None]) -> None:
+        """Something happens to a request: it is heard of now, or a bit later if one is busy."""
+        if self._lateness is None:
+            self._hear(flight, happens)
+            return
+        assert flight.replica is not None
+        worker_id, attempt = flight.replica.worker.id, flight.attempt
+
+        def noticed(_: object) -> None:
+            if flight.attempt == attempt and flight.id in self._there[worker_id]:  # not lost since
+                self._hear(flight, happens)
+
+        noticed_at, _ = self._lateness.noticed_at(worker_id, self._clock.now)
+        self._clock.at(noticed_at, noticed)
+
     def _hear(self, flight: Flight, happens: Callable[[Flight], None]) -> None:
-        """Something happens to a request, now or once its worker is in reach again."""
+        """Something is heard of a request, now or once its worker is in reach again."""
         assert flight.replica is not None
         cut = self._cuts.get(flight.replica.worker.id)
         if cut is None:
@@ -247,8 +307,7 @@ class Gateway:
                 if command.worker_id in self._cuts:
                     self._clock.at(now + CONNECT_TIMEOUT_S, self._unreached, flight)
                 else:  # both ways at once: what comes back is not delayed again
-                    flight.replica.coming[flight.id] = flight
-                    self._clock.at(now + 2.0 * self._latency_s, self._deliver, flight)
+                    flight.replica.expect(flight, 2.0 * self._latency_s)
             case Hold():
                 self._wind()
             case Shed():
@@ -256,7 +315,8 @@ class Gateway:
             case Fail():
                 self._finish(flight, "failed")
 
-    def _deliver(self, flight: Flight) -> None:
+    def deliver(self, flight: Flight) -> None:
+        """A request reaches its worker."""
         replica = flight.replica
         assert replica is not None
         replica.coming.pop(flight.id, None)

@@ -9,8 +9,8 @@ from math import gcd
 from paceline.enginemodel import PROFILES, Chance, Load, Profile
 from paceline.kernel.timing import Timing, WorkerTiming
 from paceline.policy.standing import Curve
+from paceline.simulator.flight import NAME_TOKENS
 from paceline.simulator.scenario import Workers
-from paceline.workload.traces import BLOCK_TOKENS
 
 USUAL_SEQS = 256
 """Streams at once, which no gateway is told: vLLM's default on most GPUs."""
@@ -34,7 +34,8 @@ class LearnedProfile(Profile, frozen=True, kw_only=True):
     slowdown: float
     """How many times slower than `curve` it was of late."""
     overhead_s: float = 0.0
-    """What a first token takes beyond the steps; for who plays the worker to add."""
+    """What a first token takes beyond the steps, the network's latency included; for who plays
+    the worker to add."""
 
     def step_seconds(self, load: Load, rng: Chance | None = None) -> float:
         """Seconds that a step takes; spread as the worker's are, if `rng` is given."""
@@ -50,7 +51,7 @@ class LearnedProfile(Profile, frozen=True, kw_only=True):
 def learned_profile(worker: WorkerTiming, max_num_seqs: int = USUAL_SEQS) -> LearnedProfile:
     """An engine that takes as long for its steps as this worker."""
     # Of blocks, a simulation must be able to make those by which it names prefixes.
-    block = gcd(worker.block_size or USUAL_BLOCK, BLOCK_TOKENS)
+    block = gcd(worker.block_size or USUAL_BLOCK, NAME_TOKENS)
     return LearnedProfile(
         name=worker.id,
         curve=Curve(worker.step.theta),

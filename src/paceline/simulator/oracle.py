@@ -15,9 +15,8 @@ from paceline.enginemodel import Load
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, KV_FULL, WORK_WEIGHT
 from paceline.policy.standing import Ask
-from paceline.simulator.flight import Flight
+from paceline.simulator.flight import NAME_TOKENS, Flight
 from paceline.simulator.replica import Replica
-from paceline.workload.traces import BLOCK_TOKENS
 
 ORACLE = "oracle"
 """Its name among the policies."""
@@ -63,8 +62,7 @@ class Oracle:
         slow = scheduler.slowdown
         stuck_s = min(max(replica.hung_until - now, 0.0), FOREVER_S)
         arrival = flight.arrival
-        blocks = arrival.blocks[: arrival.shared_tokens // BLOCK_TOKENS]
-        cached = min(scheduler.pool.known(blocks) * BLOCK_TOKENS, arrival.prompt_tokens - 1)
+        cached = min(scheduler.pool.known(flight.names) * NAME_TOKENS, arrival.prompt_tokens - 1)
         own = arrival.prompt_tokens - cached
         coming = sum(f.arrival.prompt_tokens for f in replica.coming.values())
         ahead = scheduler.prompt_left() + coming

@@ -12,8 +12,9 @@ from paceline.domain.facts import Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.enginemodel import Generation, Profile, Scheduler, StepPlan
 from paceline.simulator.clock import Clock
-from paceline.simulator.flight import Flight
-from paceline.workload.traces import BLOCK_TOKENS
+from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, Flight
+from paceline.simulator.learned import LearnedProfile
+from paceline.simulator.links import Link
 
 if TYPE_CHECKING:
     from paceline.simulator.gateway import Gateway
@@ -59,6 +60,7 @@ class Replica:
         rng: Random,
         gateways: Sequence[Gateway],
         speed: float = 1.0,
+        link: Link | None = None,
     ) -> None:
         self.worker = worker
         self.profile = profile
@@ -71,6 +73,11 @@ class Replica:
         """All that is here and not over, in the order of coming."""
         self.coming: dict[str, Flight] = {}
         """On its way here."""
+        self._link = link
+        """Which prompts share on their way; None: it is never full."""
+        self._link_due = inf
+        self._overhead_s = profile.overhead_s if isinstance(profile, LearnedProfile) else 0.0
+        """From sending a request until a step can hold it: the way there and back is part of it."""
         self.gateways = gateways
         self.streams = [0] * len(gateways)
         """Decoding streams by gateway."""
@@ -94,7 +101,7 @@ class Replica:
     def _fresh(self) -> Scheduler:
         self._gaps = Gaps()
         self._told = 0
-        scheduler = Scheduler(self.profile, rng=self._rng, name_tokens=BLOCK_TOKENS)
+        scheduler = Scheduler(self.profile, rng=self._rng, name_tokens=NAME_TOKENS)
         scheduler.slowdown = self._slowdown
         return scheduler
 
@@ -109,11 +116,42 @@ class Replica:
         """It is ready to serve."""
         self.up = True
 
+    def expect(self, flight: Flight, latency_s: float) -> None:
+        """A request is sent: it comes in once it is prepared, has flown and is through."""
+        self.coming[flight.id] = flight
+        prepared_at = self._clock.now + max(self._overhead_s - latency_s, 0.0)
+        if self._link is None:
+            self._clock.at(prepared_at + latency_s, flight.gateway.deliver, flight)
+        else:
+            self._clock.at(prepared_at, self._set_out, flight)
+
+    def _set_out(self, flight: Flight) -> None:
+        assert self._link is not None
+        tokens = flight.arrival.prompt_tokens
+        self._link.start(self._clock.now, flight.id, BYTES_PER_TOKEN * tokens)
+        self._await_link()
+
+    def _await_link(self) -> None:
+        assert self._link is not None
+        self._link_due, _ = self._link.next_done()
+        if self._link_due < inf:
+            self._clock.at(self._link_due, self._through, self._link_due)
+
+    def _through(self, due: float) -> None:
+        if due != self._link_due:
+            return  # another has come onto the link since
+        assert self._link is not None
+        for request_id in self._link.finish(due):
+            flight = self.coming[request_id]
+            flight.gateway.deliver(flight)
+        self._await_link()
+
     def send(self, flight: Flight) -> None:
         """A request comes in. ValueError if it could never be finished."""
         arrival = flight.arrival
-        blocks = arrival.blocks[: arrival.shared_tokens // BLOCK_TOKENS]
-        generation = Generation(flight.id, arrival.prompt_tokens, arrival.output_tokens, blocks)
+        generation = Generation(
+            flight.id, arrival.prompt_tokens, arrival.output_tokens, flight.names
+        )
         self.scheduler.add(generation)
         self.flights[flight.id] = flight
         flight.joined = 0
@@ -181,8 +219,9 @@ class Replica:
 
     def progress(self) -> None:
         """Tell the gateways of the steps under way that are over already."""
-        if self.plan is not None:
-            self._tell(self.plan, self._ended())
+        plan = self.plan
+        if plan is not None and plan.steps > 1 and (ended := self._ended()) > self._told:
+            self._tell(plan, ended)
 
     @property
     def stepped_at(self) -> float:
@@ -310,7 +349,7 @@ class Replica:
 
     def _measure(self, plan: StepPlan, steps: int, seconds: float) -> None:
         """Of the steps under way, the first so many took so long together: remember the longest."""
-        longest_s = seconds - plan.seconds_of(steps - 1)
+        longest_s = seconds - plan.seconds_of(steps - 1) if steps > 1 else seconds
         if 0 < (worst := self._worst) <= steps:
             usual_s = plan.seconds_of(worst) - plan.seconds_of(worst - 1)
             longest_s = max(longest_s, usual_s + self._worse_s)

@@ -26,10 +26,13 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
     profile: str
     """One of the engine profiles, such as h100-llama-8b."""
     count: Count = 1
+    """How many of them."""
     name: str = "w"
+    """What they are called, before their number."""
     model: str = "m"
     """The model's name, as requests have it."""
     node: str = ""
+    """The machine that they run on, for reports."""
     cost_per_hour: Positive = 1.0
     """Of one replica, in any currency."""
     speed: Positive = 1.0
@@ -49,9 +52,13 @@ class SimTier(msgspec.Struct, frozen=True, kw_only=True):
     """A promise, and what it is worth."""
 
     ttft_s: Positive = inf
+    """Time to the first token."""
     itl_s: Positive = inf
+    """Mean gap between two tokens of an answer."""
     stall_s: Positive = inf
+    """The worst gap."""
     weight: Positive = 1.0
+    """What keeping it is worth, against the other tiers."""
 
     @property
     def promise(self) -> Promise:
@@ -84,16 +91,21 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True):
     tier: str = ""
     """Empty: as the trace has it, or the first tier of the scenario."""
     tenant: str = ""
+    """Who asks; lengths of answers are learned for each."""
     model: str = ""
     """Empty: as the trace has it, or the model of the first workers."""
     from_s: Seconds = 0.0
     """When it starts; a trace from its beginning."""
     until_s: Positive = inf
+    """When it ends."""
     prompt: tuple[Count, Count] | None = None
     """Median and 99th percentile of the prompt tokens (log-normal); none: as is usual of the kind.
     For chat and agents: of what each turn adds."""
     output: tuple[Count, Count] | None = None
     """The same of the output tokens."""
+    max_tokens: Count | None = None
+    """What clients tell with every request: answers are cut to it, and the gateway may reckon with
+    it. None: they tell nothing."""
     turns: Mean | None = None
     """Mean turns of a conversation, calls of an agent, or requests of a batch job; without it there
     is one batch job, at `from_s`, with all that `rate` gives until the end."""
@@ -129,6 +141,9 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """One way."""
     bytes_per_s: Positive = inf
     """Of each worker's link, shared fairly among what is on its way there; infinite: no limit."""
+    jitter_s: Seconds = 0.0
+    """How late gateways notice that a step has ended, on average (exponential), as busy ones do.
+    What comes next is never noticed before."""
     probe_s: Positive = 2.0
     """How often a worker is asked how it is."""
 
@@ -143,8 +158,11 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     worker: str
     """Its name: w0. Or * for all of them."""
     at_s: Seconds
+    """When it begins."""
     for_s: Positive = inf
+    """How long it lasts."""
     factor: Positive = 3.0
+    """How many times longer steps take, if slow."""
     every_s: Seconds = 0.0
     """0: only once."""
     gateway: str = "*"
@@ -165,16 +183,23 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: Seconds = 120.0
     """How long after the last arrival until what is not answered counts as a miss."""
     workers: tuple[Workers, ...]
+    """The fleet."""
     tiers: Mapping[str, SimTier]
+    """The promises, by name."""
     requests: tuple[Requests, ...]
+    """What comes, all at the same time."""
     load: Positive = 1.0
     """All rates times this; a trace without a rate goes so much faster."""
     gateways: Gateways = Gateways()
+    """One, unless said."""
     network: Network = Network()
+    """Quick and quiet, unless said."""
     faults: tuple[Fault, ...] = ()
+    """What goes wrong."""
     first_token_timeout_s: Positive = 600.0
+    """Patience with a worker until a first token, as `timeouts.first_token_s` of a gateway."""
     stall_timeout_s: Positive = 60.0
-    """As of the gateway's `timeouts`."""
+    """And between two tokens, as `timeouts.stall_s`."""
     margin: Annotated[float, Meta(ge=0, lt=1, description="a share")] = 0.1
     """Share of a promise that headroom keeps free for what cannot be foreseen."""
 

@@ -13,7 +13,8 @@ from paceline.kernel import Kernel, Settings
 from paceline.simulator.clock import Clock
 from paceline.simulator.faults import schedule_faults
 from paceline.simulator.flight import Flight
-from paceline.simulator.gateway import Gateway, Log
+from paceline.simulator.gateway import Gateway, Lateness, Log
+from paceline.simulator.links import Link
 from paceline.simulator.measure import Recorder, Result
 from paceline.simulator.oracle import ORACLE, Oracle
 from paceline.simulator.replica import Replica
@@ -70,6 +71,7 @@ class Simulation:
                 self.flights,
                 self._ended,
                 log,
+                self._lateness(index),
             )
             for index in range(scenario.gateways.count)
         ]
@@ -142,6 +144,10 @@ class Simulation:
 
     # Gateways.
 
+    def _lateness(self, index: int) -> Lateness | None:
+        mean_s = self.scenario.network.jitter_s
+        return Lateness(mean_s, Random(f"{self.seed} lateness {index}")) if mean_s else None
+
     def _gossip(self, _: object) -> None:
         """Every gateway tells the others what it has in flight; some news is late or lost."""
         now, how = self.clock.now, self.scenario.gateways
@@ -167,7 +173,11 @@ class Simulation:
             cost_per_hour=workers.cost_per_hour,
         )
         rng = Random(f"{seed} {name}")
-        replica = Replica(worker, profile, self.clock, rng, self.gateways, workers.speed)
+        network = self.scenario.network
+        link = None
+        if network.bytes_per_s < inf:
+            link = Link(2.0 * network.latency_s, network.bytes_per_s)
+        replica = Replica(worker, profile, self.clock, rng, self.gateways, workers.speed, link)
         replica.start_up_s = workers.start_up_s
         self.replicas[name] = replica
         self.clock.at(workers.added_s, self._add, replica)
@@ -190,7 +200,7 @@ class Simulation:
         gateway, replica = pair
         now, scenario = self.clock.now, self.scenario
         gateway.probe(replica)
-        if gateway.index == 0:
+        if gateway.index == 0 and replica.up:
             scheduler = replica.scheduler
             self.recorder.sample(
                 now, replica.worker.id, scheduler.kv_used, scheduler.running, scheduler.waiting

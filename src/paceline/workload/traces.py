@@ -55,6 +55,8 @@ class Arrival(msgspec.Struct, frozen=True):
     """The literal prompt, if the trace has it."""
     messages: tuple[dict[str, Any], ...] = ()
     """The literal chat, if the trace has it."""
+    max_tokens: int | None = None
+    """The most output tokens, if the client tells."""
 
     @property
     def shared_tokens(self) -> int:
