@@ -13,7 +13,7 @@ from stage import SMALL, Stage, ask, small
 
 from paceline.domain.facts import FirstTokenSeen, RequestArrived, Step, StepsSeen, StreamEnded
 from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, Flight, names_of
-from paceline.simulator.gateway import Lateness
+from paceline.simulator.lateness import Lateness
 from paceline.simulator.replica import Replica
 from paceline.simulator.scenario import Fault, Network, Requests, Scenario
 from paceline.workload.traces import BLOCK_TOKENS, Arrival

@@ -13,7 +13,8 @@ from paceline.kernel import Kernel, Settings
 from paceline.simulator.clock import Clock
 from paceline.simulator.faults import schedule_faults
 from paceline.simulator.flight import Flight
-from paceline.simulator.gateway import Gateway, Lateness, Log
+from paceline.simulator.gateway import Gateway, Log
+from paceline.simulator.lateness import Lateness
 from paceline.simulator.links import Link
 from paceline.simulator.measure import Recorder, Result
 from paceline.simulator.oracle import ORACLE, Oracle
