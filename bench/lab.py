@@ -176,7 +176,7 @@ def main() -> int:
     )
     parser.add_argument("--scenario", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--policy", nargs="+", choices=ALL_POLICIES, default=list(ALL_POLICIES))
-    parser.add_argument("--seeds", type=int, default=4, help="runs of each cell")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
     parser.add_argument("--workers", type=int, default=CORES, help="processes")
     parser.add_argument("--save", action="store_true", help=f"write {STORED.name} anew")
     parser.add_argument("--markdown", type=Path, help="write the matrix to this file too")
