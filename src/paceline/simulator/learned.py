@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import gcd
+from math import gcd, log
 
 from paceline.enginemodel import PROFILES, Chance, Load, Profile
 from paceline.kernel.timing import Timing, WorkerTiming
 from paceline.policy.standing import Curve
+from paceline.policy.steptime import DISTURBED
 from paceline.simulator.flight import NAME_TOKENS
 from paceline.simulator.scenario import Workers
 
@@ -32,10 +33,9 @@ class LearnedProfile(Profile, frozen=True, kw_only=True):
     """How far steps spread is learned, but not how often one takes many times as long."""
     curve: Curve
     slowdown: float
-    """How many times slower than `curve` it was of late."""
+    """How many times slower than `curve` it lastingly is."""
     overhead_s: float = 0.0
-    """What a first token takes beyond the steps, the network's latency included; for who plays
-    the worker to add."""
+    """What a first token takes beyond the steps, the network's latency included."""
 
     def step_seconds(self, load: Load, rng: Chance | None = None) -> float:
         """Seconds that a step takes; spread as the worker's are, if `rng` is given."""
@@ -55,7 +55,7 @@ def learned_profile(worker: WorkerTiming, max_num_seqs: int = USUAL_SEQS) -> Lea
     return LearnedProfile(
         name=worker.id,
         curve=Curve(worker.step.theta),
-        slowdown=worker.step.slowdown,
+        slowdown=_lasting(worker.step.slowdown),
         noise_sigma=worker.step.spread,
         overhead_s=worker.overhead_s,
         kv_tokens=max(worker.kv_capacity_tokens or AMPLE_KV, block),
@@ -63,6 +63,11 @@ def learned_profile(worker: WorkerTiming, max_num_seqs: int = USUAL_SEQS) -> Lea
         max_num_batched_tokens=worker.prefill_budget,
         block_size=block,
     )
+
+
+def _lasting(slowdown: float) -> float:
+    """A worker far from its usual pace was disturbed when its timing was taken: that passes."""
+    return slowdown if abs(log(slowdown)) <= DISTURBED else 1.0
 
 
 def live_fleet(timing: Timing) -> tuple[Workers, ...]:
