@@ -170,7 +170,10 @@ def test_a_trace_lies_beside_the_scenario_or_under_its_name_where_big_files_lie(
 ) -> None:
     text = SMALL.replace("rate: 3", "kind: trace, file: traces/big.jsonl")
     [says] = complaints(tmp_path, text)
-    assert f"there is no file {tmp_path}/traces/big.jsonl, and none of its name in ../" in says
+    assert (
+        f"there is no file {tmp_path}/traces/big.jsonl, and none of its name in $PACELINE_DATA"
+        in says
+    )
     (tmp_path / "data").mkdir()
     far = trace(tmp_path / "data", "big.jsonl")
     monkeypatch.setenv("PACELINE_DATA", str(far.parent))

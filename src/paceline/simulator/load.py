@@ -39,10 +39,10 @@ TAKES = {
 DEFAULTS = Requests()
 ANYTHING = Arrival(0.0, 1, 1)
 
-MAP, TEXT, NULL = (f"tag:yaml.org,2002:{name}" for name in ("map", "str", "null"))
+BIG_FILES = "PACELINE_DATA"
+"""The variable that tells where whole traces lie, too big for the folder of a scenario."""
 
-DATA = Path("../shared/data")
-"""Where whole traces may lie beside a checkout in which Paceline was started."""
+MAP, TEXT, NULL = (f"tag:yaml.org,2002:{name}" for name in ("map", "str", "null"))
 
 
 def load_scenario(path: Path, overrides: Sequence[Override] = ()) -> Scenario:
@@ -67,14 +67,9 @@ def _with_file(asked: Requests, folder: Path) -> Requests:
     if not asked.file:
         return asked
     written = (folder / asked.file).resolve()
-    places = (written, *(data / written.name for data in _data_folders()))
-    found = next((place for place in places if place.is_file()), written)
+    elsewhere = Path(os.environ.get(BIG_FILES, folder)) / written.name
+    found = elsewhere if elsewhere.is_file() and not written.is_file() else written
     return replace(asked, file=str(found.resolve()))
-
-
-def _data_folders() -> list[Path]:
-    named = os.environ.get("PACELINE_DATA")
-    return [Path(named), DATA] if named else [DATA]
 
 
 # Overrides
@@ -177,8 +172,7 @@ def _recorded(file: str) -> list[Arrival]:
     if not file:
         raise TraceError("missing: the path of the trace")
     if not Path(file).is_file():
-        where = " or ".join(map(str, _data_folders()))
-        raise TraceError(f"there is no file {file}, and none of its name in {where}")
+        raise TraceError(f"there is no file {file}, and none of its name in ${BIG_FILES}")
     return load_trace(Path(file), Random(0))
 
 
