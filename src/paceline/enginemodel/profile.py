@@ -63,6 +63,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int
     max_model_len: int = 131_072
     block_size: int = 16
+    overhead_s: float = 0.0
+    """From a request until a step can hold it, the way there and back included: what an engine's
+    server takes, where it was measured. Not part of any step."""
     noise_sigma: float = 0.03
     """Deviation of the logarithm of step times."""
     hiccup_share: float = 1 / 2000

@@ -99,7 +99,7 @@ class Pool:
 
     def remembered(self, place: int) -> int:
         """Prompt blocks that the worker at a place is believed to have cached."""
-        return len(self.prefixes._recent[place])
+        return self.prefixes.size(place)
 
     def standing(self, place: int, now: float) -> Standing:
         """The worker at a place as a router sees it."""

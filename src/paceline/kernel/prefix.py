@@ -57,6 +57,10 @@ class PrefixIndex:
         while len(recent) > self._capacity[slot]:
             self._drop(recent.popitem(last=False)[0], slot)
 
+    def size(self, slot: int) -> int:
+        """How many blocks a worker is believed to hold."""
+        return len(self._recent[slot])
+
     def _drop(self, block: int, slot: int) -> None:
         left = self._holders[block] & ~(1 << slot)
         if left:

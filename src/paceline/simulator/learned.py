@@ -34,8 +34,6 @@ class LearnedProfile(Profile, frozen=True, kw_only=True):
     curve: Curve
     slowdown: float
     """How many times slower than `curve` it lastingly is."""
-    overhead_s: float = 0.0
-    """What a first token takes beyond the steps, the network's latency included."""
 
     def step_seconds(self, load: Load, rng: Chance | None = None) -> float:
         """Seconds that a step takes; spread as the worker's are, if `rng` is given."""

@@ -9,12 +9,13 @@ the price of learning.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, exp, inf, log
+from math import ceil, inf
 
 from paceline.enginemodel import Load
+from paceline.policy import headroom
 from paceline.policy.fleet import Choice, Fleet
-from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, KV_FULL, WORK_WEIGHT
-from paceline.policy.standing import Ask
+from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, KV_FULL, LEAST_SPARE, WORK_WEIGHT
+from paceline.policy.standing import LEAST_ROOM, Ask
 from paceline.simulator.flight import NAME_TOKENS, Flight
 from paceline.simulator.replica import Replica
 
@@ -70,7 +71,7 @@ class Oracle:
         everyone = len(replica.flights) + len(replica.coming)
         context = scheduler.context
         # First token: whole chunks beside the decodes.
-        room = max(profile.max_num_batched_tokens - streams, 64)
+        room = max(profile.max_num_batched_tokens - streams, LEAST_ROOM)
         steps = ceil((ahead + own) / room)
         attention = 0.5 * ahead * ahead + own * (cached + 0.5 * own)
         each = Load(streams, round((ahead + own) / steps), context, attention / steps)
@@ -82,7 +83,7 @@ class Oracle:
         token_s = (
             profile.step_seconds(Load(streams, own, context, 0.5 * own * own)) - quiet_s
         ) / own
-        spare = max(1.0 - replica.prefill_rate(now) * token_s * slow, 0.1)
+        spare = max(1.0 - replica.prefill_rate(now) * token_s * slow, LEAST_SPARE)
         waiting = sum(
             f.arrival.prompt_tokens for f in replica.flights.values() if f.first_at == inf
         )
@@ -114,13 +115,8 @@ class Oracle:
 
 
 def broken(promise_s: float, predicted_s: float) -> float:
-    """The chance that a promise is broken."""
-    if promise_s == inf:
-        return 0.0
-    if promise_s <= 0.0:
-        return 1.0
-    odds = 1.7 / SPREAD * log(promise_s / predicted_s)
-    return 1.0 / (1.0 + exp(odds)) if odds < 30.0 else 0.0
+    """The chance that a promise is broken; it is already where nothing of it is left."""
+    return headroom.broken(promise_s, predicted_s, SPREAD) if promise_s > 0.0 else 1.0
 
 
 def peak_tokens(outlook: Sequence[tuple[int, int]]) -> float:

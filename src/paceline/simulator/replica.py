@@ -13,7 +13,6 @@ from paceline.domain.worker import Worker, WorkerReport
 from paceline.enginemodel import Generation, Profile, Scheduler, StepPlan
 from paceline.simulator.clock import Clock
 from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, Flight
-from paceline.simulator.learned import LearnedProfile
 from paceline.simulator.links import Link
 
 if TYPE_CHECKING:
@@ -76,8 +75,6 @@ class Replica:
         self._link = link
         """Which prompts share on their way; None: it is never full."""
         self._link_due = inf
-        self._overhead_s = profile.overhead_s if isinstance(profile, LearnedProfile) else 0.0
-        """From sending a request until a step can hold it: the way there and back is part of it."""
         self.gateways = gateways
         self.streams = [0] * len(gateways)
         """Decoding streams by gateway."""
@@ -119,7 +116,7 @@ class Replica:
     def expect(self, flight: Flight, latency_s: float) -> None:
         """A request is sent: it comes in once it is prepared, has flown and is through."""
         self.coming[flight.id] = flight
-        prepared_at = self._clock.now + max(self._overhead_s - latency_s, 0.0)
+        prepared_at = self._clock.now + max(self.profile.overhead_s - latency_s, 0.0)
         if self._link is None:
             self._clock.at(prepared_at + latency_s, flight.gateway.deliver, flight)
         else:
