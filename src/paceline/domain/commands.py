@@ -27,6 +27,8 @@ class Dispatch(msgspec.Struct, frozen=True, tag=True):
     predicted: Prediction | None = None
     """None for policies that don't predict."""
     attempt: int = 1
+    produced: int = 0
+    """Tokens that the client has already: the answer goes on after them."""
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True):
@@ -53,4 +55,33 @@ class Fail(msgspec.Struct, frozen=True, tag=True):
     timed_out: bool = False
 
 
-Command = Dispatch | Hold | Shed | Fail
+class Pause(msgspec.Struct, frozen=True, tag=True):
+    """Take a request off its worker and keep its tokens: others need the room.
+
+    Answered by the fact `StreamStopped`, or by nothing if it cannot be stopped without harm.
+    """
+
+    request_id: str
+    because: str
+
+
+class Move(msgspec.Struct, frozen=True, tag=True):
+    """Take a request off its worker and keep its tokens: it shall go on elsewhere at once.
+
+    Answered as `Pause` is.
+    """
+
+    request_id: str
+    because: str
+
+
+class Degrade(msgspec.Struct, frozen=True, tag=True):
+    """From now on the request is what its `instead` says: a lower tier, or another model."""
+
+    request_id: str
+    tier: str
+    model: str
+    because: str
+
+
+Command = Dispatch | Hold | Shed | Fail | Pause | Move | Degrade

@@ -76,6 +76,21 @@ class StreamBroke(msgspec.Struct, frozen=True, tag=True):
     request_id: str
     worker_id: str
     because: str
+    produced: int = 0
+    """Tokens of the answer so far, those of earlier workers included."""
+    resumable: bool = False
+    """Can it go on from its last token?"""
+    blame: bool = True
+    """The worker's fault: avoid it for a while."""
+
+
+class StreamStopped(msgspec.Struct, frozen=True, tag=True):
+    """A request was taken off its worker as the kernel wished, and can go on from its last token."""
+
+    request_id: str
+    worker_id: str
+    produced: int
+    """Tokens of the answer so far; 0: it had not begun."""
 
 
 class ClientLeft(msgspec.Struct, frozen=True, tag=True):
@@ -135,6 +150,7 @@ Fact = (
     | StreamEnded
     | DispatchFailed
     | StreamBroke
+    | StreamStopped
     | ClientLeft
     | WorkerAdded
     | WorkerRemoved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 
 import msgspec
 
@@ -32,6 +33,16 @@ class Request(msgspec.Struct, frozen=True):
     seed: int = 0
     """Breaks ties; drawn by the host so that the kernel stays without chance."""
     block_bytes: int = BLOCK_BYTES
+    overload: str = "queue"
+    """When the promise can no longer be kept: queue, shed or degrade."""
+    preemptible: bool = False
+    """It may be paused for tiers of more weight."""
+    resumable: bool = False
+    """Once begun, it can go on elsewhere from its last token."""
+    deadline_s: float = inf
+    """From arrival to the end of the answer."""
+    instead: Request | None = None
+    """What it becomes if its promise cannot be kept and `overload` is degrade."""
 
 
 class State(Enum):
@@ -62,6 +73,8 @@ class Event(Enum):
     GAVE_UP = "gave up"
     SHED = "shed"
     CLIENT_LEFT = "client left"
+    STOPPED = "stopped"
+    """Taken off its worker, or lost by it, to go on elsewhere."""
 
 
 LIFECYCLE: dict[State, dict[Event, State]] = {
@@ -75,11 +88,13 @@ LIFECYCLE: dict[State, dict[Event, State]] = {
         Event.FIRST_TOKEN: State.DECODING,
         Event.ENDED: State.DONE,
         Event.DISPATCH_FAILED: State.QUEUED,
+        Event.STOPPED: State.QUEUED,
         Event.CLIENT_LEFT: State.LEFT,
     },
     State.DECODING: {
         Event.ENDED: State.DONE,
         Event.BROKE: State.FAILED,
+        Event.STOPPED: State.QUEUED,
         Event.CLIENT_LEFT: State.LEFT,
     },
     State.DONE: {},
