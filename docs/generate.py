@@ -17,7 +17,7 @@ from itertools import pairwise
 from math import inf
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import typer
@@ -78,6 +78,8 @@ ENDPOINTS = {
     "/emulate/hang": "No step ends for a while.",
     "/emulate/crash": "All connections and the listener are gone.",
     "/emulate/fault": "The next generations go wrong.",
+    "/emulate/refuse": "New connections are reset, while those that stand go on.",
+    "/emulate/cut": "The connections of all answers under way are reset.",
     "/emulate/reset": "No slowdown, no hang, no faults.",
 }
 """A sentence for each endpoint whose handler has none."""
@@ -477,7 +479,7 @@ def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple
 
 def admin_of(kernel: Kernel) -> Starlette:
     metrics = Metrics(kernel, {}, GAP_BOUNDS)
-    return admin_app(kernel, metrics, lambda: (), lambda: 0.0, lambda: True)
+    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0)
 
 
 def exposition() -> str:
@@ -487,7 +489,7 @@ def exposition() -> str:
     request = Request("r", "m", "t", "standard", Promise())
     kernel.handle(facts.RequestArrived(request), 0.0)
     gaps = {("m", "standard", "w"): [0] * (len(GAP_BOUNDS) + 1)}
-    metrics = Metrics(kernel, gaps, GAP_BOUNDS)
+    metrics = Metrics(kernel, gaps, GAP_BOUNDS, lambda: {"t": 1})
     over = Outcome(
         request=request,
         worker="w",
@@ -504,8 +506,12 @@ def exposition() -> str:
         prompt_tokens=1,
         cached_tokens=1,
         output_tokens=1,
+        degraded_to=request,
     )
     metrics.closed(over)
+    metrics.shed(request)
+    metrics.moved(request, "it hangs")
+    metrics.paused(request, "others need the room")
     return metrics.text().decode()
 
 

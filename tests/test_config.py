@@ -59,16 +59,60 @@ def test_the_example_can_be_loaded() -> None:
     acme = config.tenants[0]
     assert (acme.tier, acme.max_streams, acme.tokens_per_minute) == ("premium", 64, 200_000)
     assert acme.key_sha256 == hashlib.sha256(b"secret").digest()
-    assert config.requests_per_minute == {"night-shift": 600}
+    assert config.tenants[1].requests_per_minute == 600
     assert config.aliases["llama"] == config.aliases["llama-70b"] == "llama-70b"
     assert config.engine_keys() == {}
 
 
 def test_a_tenant_with_several_keys_is_one_tenant() -> None:
-    config = parse(MODELS + "tenants: [{name: t, keys: [a, b], key: c}]", {}, "it.yaml")
-    digests = {hashlib.sha256(key).digest() for key in (b"a", b"b", b"c")}
+    hashed = [hashlib.sha256(key).hexdigest() for key in (b"d", b"e", b"f")]
+    text = f"""{MODELS}
+tenants:
+  - {{name: t, keys: [a, b], key: c, key_sha256: {hashed[0]}, keys_sha256: {hashed[1:]}}}
+"""
+    config = parse(text, {}, "it.yaml")
+    digests = {hashlib.sha256(key.encode()).digest() for key in "abcdef"}
     assert {tenant.key_sha256 for tenant in config.tenants} == digests
     assert {tenant.name for tenant in config.tenants} == {"t"}
+
+
+def test_a_tier_with_a_deadline_alone_promises_no_first_token() -> None:
+    tier = parse(MODELS + "tiers: {standard: {deadline_s: 60}}", {}, "it.yaml").tiers["standard"]
+    assert (tier.promise.ttft_s, tier.deadline_s) == (inf, 60.0)
+
+
+@pytest.mark.parametrize("to", ["standard", "small", "s"])
+def test_a_tier_degrades_to_a_lower_tier_or_a_model_by_any_of_its_names(to: str) -> None:
+    text = f"""
+models:
+  - {{name: m, workers: [{{url: "http://h:1"}}]}}
+  - {{name: small, aliases: [s], workers: [{{url: "http://h:2"}}]}}
+tiers: {{premium: {{weight: 2, overload: degrade, degrade_to: {to}}}, standard: {{}}}}
+"""
+    assert parse(text, {}, "it.yaml").tiers["premium"].degrade_to == to
+
+
+@pytest.mark.parametrize(
+    ("tiers", "told"),
+    [
+        ("a: {overload: degrade}", "needs it: name a lower tier, or a model"),
+        ("a: {degrade_to: b}", "acts with `overload: degrade` only"),
+        ("a: {overload: degrade, degrade_to: a}", "'a' is no lower tier"),
+        ("a: {overload: degrade, degrade_to: b}", "'b' is no lower tier"),
+        ("a: {ttft_s: 2, overload: degrade, degrade_to: c}", "'c' is no lower tier"),
+        (
+            "a: {overload: degrade, degrade_to: x}",
+            "unknown tier or model 'x', known are a, b, c, m",
+        ),
+        ("a: {overload: degrade, degrade_to: m}", "'m' is the only model"),
+        ("m: {}, a: {overload: degrade, degrade_to: m}", "'m' is a tier and a model"),
+    ],
+)
+def test_a_way_down_that_leads_nowhere_or_round_is_refused(tiers: str, told: str) -> None:
+    text = f"{MODELS}default_tier: a\ntiers: {{{tiers}, b: {{}}, c: {{ttft_s: 1}}}}"
+    found = problem(text)
+    assert "tiers.a.degrade_to: " in found
+    assert told in found
 
 
 def test_listing_tenants_closes_the_door_to_others_unless_told() -> None:
@@ -180,6 +224,8 @@ models:
         ("retries: {attempts: 11}", "of at least 1 and at most 10, got '11'"),
         ("routing: {policy: headrom}", "did you mean headroom?"),
         ("routing: {polcy: headroom}", "routing.polcy: unknown key, did you mean policy?"),
+        ("queue: {max_wait_s: 0}", "queue.max_wait_s: expected seconds as a number above 0"),
+        ("shutdown: {notice_s: 30}", "shutdown.notice_s: is longer than shutdown.grace_s"),
         ("log_facts: {}", "log_facts: expected a text of 1 to 256 characters, got a map"),
         ("listen: 8080", "expected host:port such as 127.0.0.1:8080"),
         ("listen: ::1:8080", "expected host:port such as 127.0.0.1:8080"),
@@ -441,6 +487,8 @@ sections = maps(
         ),
         "timeouts": maps({}, {"connect_s": seconds, "stall_s": seconds}),
         "retries": maps({}, {"attempts": st.integers(1, 10)}),
+        "queue": maps({}, {"max_waiting": st.integers(0, 10**6), "max_wait_s": seconds}),
+        "shutdown": maps({}, {"grace_s": st.floats(1.0, 86_400)}),
         "logging": maps({}, {"level": st.sampled_from(["info", "off"])}),
         "log_facts": words,
     },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -56,13 +57,15 @@ def root(
 
 @app.command()
 def serve(config: ConfigPath) -> None:
-    """Run the gateway with everything in the configuration, until SIGTERM."""
+    """Run the gateway with everything in the configuration, until SIGTERM; SIGHUP reloads it."""
     import uvloop
 
     from paceline import app as application
     from paceline.config import load
 
-    uvloop.run(application.serve(load(config, os.environ)))
+    ended_well = uvloop.run(application.serve(partial(load, config, os.environ)))
+    if not ended_well:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -8,12 +8,14 @@ from collections.abc import Callable, Coroutine, Iterable
 from math import inf
 from time import monotonic
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 import aiohttp
 import msgspec
 import structlog
 
-from paceline.domain.commands import Command, Dispatch, Fail, Shed
+from paceline.domain.commands import Command, Degrade, Dispatch, Fail, Move, Pause, Shed
+from paceline.domain.errors import PacelineError
 from paceline.domain.facts import (
     Fact,
     RequestArrived,
@@ -26,9 +28,10 @@ from paceline.domain.facts import (
 )
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.engines.adapter import Adapter, make_adapter
-from paceline.engines.detect import Detected, detect
-from paceline.gateway.exchange import Exchange, Timeouts
-from paceline.gateway.link import EngineLink
+from paceline.engines.detect import detect
+from paceline.gateway.exchange import Exchange
+from paceline.gateway.link import EngineLink, Timeouts
+from paceline.gateway.ports import Turn
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.kernel.log import line, opening
@@ -49,6 +52,11 @@ class Engine(msgspec.Struct, frozen=True):
     adapter: Adapter
     api_key: str
     """What it wants to see as a bearer token; empty: nothing."""
+
+    @classmethod
+    def of(cls, worker: Worker, api_key: str) -> Engine:
+        """With the adapter of the worker's kind; a plain one until the kind is detected."""
+        return cls(worker, adapter_of(worker, api_key), api_key)
 
     def __repr__(self) -> str:
         return f"Engine({self.worker.id})"
@@ -78,21 +86,32 @@ class LiveHost:
         on_closed: Callable[[Exchange], None],
         wall: Callable[[], float],
         fact_log: BinaryIO | None = None,
+        on_turn: Callable[[Exchange, Turn, str], None] = lambda *_: None,
     ) -> None:
         self.kernel = kernel
         self.exchanges: dict[str, Exchange] = {}
+        self.engines: dict[str, Engine] = {}
+        """The fleet as ordered, by worker id. What drains is no part of it any more."""
         self.links: dict[str, EngineLink] = {}
+        """Of the fleet, and of what drains."""
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS)
         self.gap_counts: dict[tuple[str, str, str], list[int]] = {}
         """ITL histograms over `GAP_BOUNDS`, by (model, tier, worker)."""
         self._timeouts = timeouts
         self._on_closed = on_closed
+        self._on_turn = on_turn
         self._wall = wall
         self._fact_log = fact_log
         if fact_log is not None:
             fact_log.write(opening(kernel.settings))
         self._tasks: asyncio.TaskGroup | None = None
+        self._session: aiohttp.ClientSession | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}
+        self._retired: WeakSet[EngineLink] = WeakSet()
+        """Links that were replaced: requests under way may still use them."""
+        self._orders: deque[tuple[Command, float]] = deque()
+        """Commands to be run, each with the time of its fact."""
+        self._acting = False
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = inf
 
@@ -109,39 +128,61 @@ class LiveHost:
         return self.links[worker_id]
 
     def gaps(self, exchange: Exchange) -> list[int]:
-        request = exchange.request
-        key = (request.model, request.tier, exchange.worker_id)
+        asked = exchange.asked
+        key = (asked.model, asked.tier, exchange.worker_id)
         counts = self.gap_counts.get(key)
         if counts is None:
             counts = self.gap_counts[key] = [0] * (len(GAP_BOUNDS) + 1)
         return counts
+
+    def note(self, exchange: Exchange, turn: Turn, because: str) -> None:
+        self._on_turn(exchange, turn, because)
 
     def closed(self, exchange: Exchange) -> None:
         self.exchanges.pop(exchange.request.id, None)
         self._on_closed(exchange)
 
     def tell(self, fact: Fact) -> None:
-        """Decide, act, report."""
+        """Decide, act, report.
+
+        Acting may bring about further facts. Each is decided upon at once, and acted on in its
+        turn: commands run in the order in which the kernel gave them and the log has them.
+        """
         now = monotonic()
         commands = self.kernel.handle(fact, now)
         if self._fact_log is not None:
             self._fact_log.write(line(now, fact, commands))
         for command in commands:
             self.decisions.append(Decision(self._wall(), command))
-            self._run(command, now)
+            self._orders.append((command, now))
+        if not self._acting:
+            self._act()
         self._wake()
+
+    def _act(self) -> None:
+        self._acting = True
+        try:
+            while self._orders:
+                self._run(*self._orders.popleft())
+        finally:
+            self._acting = False
 
     def _run(self, command: Command, now: float) -> None:
         exchange = self.exchanges.get(command.request_id)
         if exchange is None:
-            return
+            return  # it is over meanwhile
         try:
-            if isinstance(command, Dispatch):
-                exchange.dispatch(command, now)
-            elif isinstance(command, Shed):
-                exchange.shed(command)
-            elif isinstance(command, Fail):
-                exchange.fail(command)
+            match command:
+                case Dispatch():
+                    exchange.dispatch(command, now)
+                case Pause() | Move():
+                    exchange.stop(command, now)
+                case Degrade():
+                    exchange.degrade(command)
+                case Shed():
+                    exchange.shed(command)
+                case Fail():
+                    exchange.fail(command)
         except Exception:  # it costs this request, not the one whose fact led here
             exchange.on_bug()
 
@@ -169,18 +210,46 @@ class LiveHost:
         """Run until cancelled: probe the engines and watch over the exchanges."""
         try:
             async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
+                self._session, self._tasks = session, tasks
                 for engine in engines:
-                    self.add(engine, session)
+                    self.add(engine)
                 await self._sweep()
         finally:
-            for link in self.links.values():
+            for link in (*self.links.values(), *self._retired):
                 link.close()
             if self._timer is not None:
                 self._timer.cancel()
 
-    def add(self, engine: Engine, session: aiohttp.ClientSession) -> None:
-        """A worker joins the fleet."""
+    def add(self, engine: Engine) -> None:
+        """A worker joins the fleet, comes back to it, or is from now on as `engine` says.
+
+        What it has under way goes on. A worker that shall serve another model drains first.
+        """
+        worker = engine.worker
+        ordered, serving = self.engines.get(worker.id), self.links.get(worker.id)
+        self.engines[worker.id] = engine
+        if serving is None:
+            self._join(engine)
+        elif serving.worker.model != worker.model:
+            self.tell(WorkerRemoved(worker.id))
+            self._settle()
+        else:
+            told = ordered.worker if ordered is not None else worker
+            alike = (told.kind, told.serves_as) == (worker.kind, worker.serves_as)
+            shown = serving.worker if alike and serving.worker.url == worker.url else worker
+            self._join(_identified(engine, shown.kind, shown.serves_as))
+
+    def remove(self, worker_id: str, at_once: bool = False) -> None:
+        """A worker takes no new work. What it has may finish, or moves `at_once` if it can."""
+        self.engines.pop(worker_id, None)
+        self.tell(WorkerRemoved(worker_id))
+        if at_once:
+            for exchange in [e for e in self.exchanges.values() if e.worker_id == worker_id]:
+                self._run(Move(exchange.request.id, "its worker is removed"), monotonic())
+        self._settle()
+
+    def _join(self, engine: Engine) -> None:
+        """Talk to a worker in this way from now on."""
         worker = engine.worker
 
         def on_step(step: Step) -> None:
@@ -189,33 +258,52 @@ class LiveHost:
             except Exception:  # what is learned from a step is not worth the stream that showed it
                 log.exception("a step was not understood", worker=worker.id)
 
-        self.links[worker.id] = EngineLink(
-            worker, engine.adapter, engine.api_key, self._spawn, on_step
-        )
+        link = EngineLink(worker, engine.adapter, engine.api_key, self._spawn, on_step)
+        before = self.links.get(worker.id)
+        if before is not None:
+            link.watch = before.watch  # its steps are seen by all its streams, old and new
+            self._retire(before)
+        self.links[worker.id] = link
         self.tell(WorkerAdded(worker))
+        if worker.id in self._probes:
+            self._probes.pop(worker.id).cancel()
         assert self._tasks is not None
-        probe = self._tasks.create_task(self._probe(engine, session), name=f"probe {worker.id}")
+        probe = self._tasks.create_task(self._probe(engine), name=f"probe {worker.id}")
         self._probes[worker.id] = probe
 
-    def remove(self, worker_id: str) -> None:
-        """A worker takes no new work; what it has may finish."""
-        self.tell(WorkerRemoved(worker_id))
-        probe = self._probes.pop(worker_id, None)
-        if probe is not None:
-            probe.cancel()
+    def _retire(self, link: EngineLink) -> None:
+        """Close its connections as they become idle."""
+        self._retired.add(link)
+        link.close()
+
+    def _settle(self) -> None:
+        """Forget the workers that have drained; they may join again for another model."""
+        for worker_id in [w for w in self.links if w not in self.kernel.workers]:
+            self._retire(self.links.pop(worker_id))
+            self._probes.pop(worker_id).cancel()
+            for key in [key for key in self.gap_counts if key[2] == worker_id]:
+                del self.gap_counts[key]
+            log.info("worker has left", worker=worker_id)
+            if worker_id in self.engines:
+                self._join(self.engines[worker_id])
+        for link in self._retired:
+            link.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         assert self._tasks is not None
         return self._tasks.create_task(work, name="connect")
 
-    async def _probe(self, engine: Engine, session: aiohttp.ClientSession) -> None:
+    async def _probe(self, engine: Engine) -> None:
         """Ask an engine how it is, for ever; tell the kernel, and people when that changes."""
+        assert self._session is not None
+        session = self._session
         told: bool | None = None
         known = bool(engine.worker.kind and engine.worker.serves_as)
         while True:
             found = None if known else await detect(session, engine.worker.url, engine.api_key)
             if found is not None:
-                engine, known = self._identified(engine, found), True
+                engine, known = _identified(engine, found.kind, found.serves_as), True
+                self._show(engine)
             worker = engine.worker
             report = await engine.adapter.report(session)
             known = known or (report.healthy and bool(worker.kind))  # it lists no model: no matter
@@ -231,25 +319,21 @@ class LiveHost:
                     log.warning("worker is not ready", worker=worker.id, because=report.because)
             await asyncio.sleep(PROBE_S if told else PROBE_S / 4)
 
-    def _identified(self, engine: Engine, found: Detected) -> Engine:
-        """The engine with the kind and model name that it shows, where the config names none."""
+    def _show(self, engine: Engine) -> None:
+        """An engine has shown what it is."""
         worker = engine.worker
-        worker = msgspec.structs.replace(
-            worker,
-            kind=worker.kind or found.kind,
-            serves_as=worker.serves_as or found.serves_as,
-        )
-        engine = Engine(worker, adapter_of(worker, engine.api_key), engine.api_key)
         link = self.links[worker.id]
         link.worker, link.dialect = worker, engine.adapter
-        self.tell(WorkerAdded(worker))
-        return engine
+        ordered = self.engines.get(worker.id)
+        if ordered is not None and ordered.worker.model == worker.model:  # else it drains
+            self.tell(WorkerAdded(worker))
 
     async def _sweep(self) -> None:
         """End requests whose engine has been silent for too long."""
         while True:
             await asyncio.sleep(SWEEP_S)
             self._expire(monotonic())
+            self._settle()
             if self._fact_log is not None:
                 self._fact_log.flush()
 
@@ -260,9 +344,34 @@ class LiveHost:
             except Exception:
                 exchange.on_bug()
 
+    def end(self, error: PacelineError) -> int:
+        """Nobody's request goes on: each is told why. Gives how many there were."""
+        left = list(self.exchanges.values())
+        for exchange in left:
+            try:
+                if not exchange.done_at:
+                    exchange.end(error)
+            except Exception:
+                exchange.on_bug()
+        return len(left)
+
+    def serves(self, models: Iterable[str]) -> bool:
+        """Has each of these models a usable worker?"""
+        now = monotonic()
+        pools = self.kernel.pools
+        return all(model in pools and pools[model].usable(now) for model in models)
+
     @property
     def ready(self) -> bool:
-        """Can every model be served?"""
-        now = monotonic()
-        pools = self.kernel.pools.values()
-        return bool(pools) and all(pool.usable(now) for pool in pools)
+        """Can every model that has workers be served?"""
+        models = {engine.worker.model for engine in self.engines.values()}
+        return bool(models) and self.serves(models)
+
+
+def _identified(engine: Engine, kind: str, serves_as: str) -> Engine:
+    """The engine with the kind and model name that it has shown, where it was told none."""
+    worker = engine.worker
+    shown = msgspec.structs.replace(
+        worker, kind=worker.kind or kind, serves_as=worker.serves_as or serves_as
+    )
+    return engine if shown == worker else Engine.of(shown, engine.api_key)

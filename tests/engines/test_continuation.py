@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline.domain.continuation import PENALTIES, STATEFUL
 from paceline.engines.adapter import ADAPTERS, Adapter, make_adapter
-from paceline.engines.continuation import STATEFUL
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASK = {"role": "user", "content": "Hi"}
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"stream": True, "messages": [ASK]},
-    TEXT: {"stream": True, "prompt": "Once"},
+    TEXT: {"stream": True, "prompt": "Once", "max_tokens": 9},
 }
 
 
@@ -24,25 +24,39 @@ def adapter(kind: str) -> Adapter:
 @pytest.mark.parametrize("kind", ADAPTERS)
 @given(prompt=st.text(), text=st.text(min_size=1))
 def test_a_text_goes_on_where_it_ended(kind: str, prompt: str, text: str) -> None:
-    body = {"prompt": prompt, "seed": 1, "stream": True}
+    body = BODIES[TEXT] | {"prompt": prompt, "seed": 1}
     assert adapter(kind).continuation(TEXT, body, text, None) == body | {"prompt": prompt + text}
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_token_ids_go_on_as_token_ids(kind: str) -> None:
-    body = {"prompt": [1, 2]}
-    assert adapter(kind).continuation(TEXT, body, "x", [3]) == {"prompt": [1, 2, 3]}
+    body = BODIES[TEXT] | {"prompt": [1, 2]}
+    assert adapter(kind).continuation(TEXT, body, "x", [3]) == body | {"prompt": [1, 2, 3]}
     assert adapter(kind).continuation(TEXT, body, "x", None) is None
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 def test_only_a_single_prompt_goes_on(kind: str) -> None:
     go_on = adapter(kind).continuation
-    assert go_on(TEXT, {"prompt": ["a"]}, "b", None) == {"prompt": "ab"}
-    assert go_on(TEXT, {"prompt": [[1]]}, "b", [2]) == {"prompt": [1, 2]}
+    some = {"max_tokens": 9}
+    assert go_on(TEXT, {"prompt": ["a"], **some}, "b", None) == {"prompt": "ab", **some}
+    assert go_on(TEXT, {"prompt": [[1]], **some}, "b", [2]) == {"prompt": [1, 2], **some}
     assert go_on(TEXT, {"prompt": ["a", "b"]}, "c", None) is None
     assert go_on(TEXT, {"prompt": [[1], [2]]}, "c", [3]) is None
     assert go_on(TEXT, {}, "c", [3]) is None
+
+
+def test_a_text_of_no_stated_length_keeps_the_length_that_its_engine_gives_it() -> None:
+    body = {"prompt": "Once"}
+    for kind, limit in (("vllm", 16), ("openai", 16), ("llamacpp", None)):
+        longer = adapter(kind).continuation(TEXT, body, " upon", None)
+        assert longer is not None
+        assert longer.get("max_tokens") == limit
+
+
+def test_a_chat_with_thoughts_in_its_answer_cannot_go_on() -> None:
+    for text in ("<think>Hm", "Hm</think>Yes"):
+        assert adapter("vllm").continuation(CHAT, BODIES[CHAT], text, None) is None
 
 
 def test_a_chat_at_vllm_goes_on_within_the_answer() -> None:
@@ -89,6 +103,8 @@ def test_other_endpoints_cannot_go_on(kind: str, path: str) -> None:
         {"n": 2},
         {"best_of": 3},
         {"logprobs": 0},
+        {"top_logprobs": 5},
+        *({name: 0.5} for name in PENALTIES),
         {"response_format": {"type": "json_object"}},
         *({name: [1]} for name in STATEFUL),
     ],
@@ -104,6 +120,7 @@ def test_what_keeps_state_beside_its_tokens_cannot_go_on(
     [
         {"n": 1},
         {"n": None},
+        *({name: 0} for name in PENALTIES),
         {"logprobs": False},
         {"tools": []},
         {"echo": False},

@@ -83,6 +83,18 @@ def test_a_hung_engine_answers_for_its_health_but_gives_no_token() -> None:
     against(test)
 
 
+def test_a_reset_ends_a_hang_at_once() -> None:
+    async def test(engine: EmulatedEngine, http: aiohttp.ClientSession) -> None:
+        await order(engine, http, "hang", seconds=1000)
+        asking = asyncio.create_task(ask(engine, http, SHORT))
+        await until(lambda: engine.state()["running"] == 1)
+        await asyncio.sleep(0.05)
+        await order(engine, http, "reset")
+        assert " t9" in await asking
+
+    against(test)
+
+
 def test_a_crash_breaks_streams_and_forgets_everything() -> None:
     async def test(engine: EmulatedEngine, http: aiohttp.ClientSession) -> None:
         async with http.post(engine.url + "/v1/completions", json=ENDLESS) as answer:
@@ -112,7 +124,14 @@ def test_a_crash_without_restart_is_for_good() -> None:
     against(test)
 
 
-CLOSING = ("error500", "close_mid_header", "close_mid_stream", "no_answer")
+CLOSING = (
+    "error500",
+    "close_mid_header",
+    "close_mid_stream",
+    "cut_chunk",
+    "no_answer",
+    "reset_mid_stream",
+)
 
 
 @pytest.mark.parametrize(
@@ -133,18 +152,75 @@ def test_a_fault_hits_as_many_requests_as_ordered(kind: str, stream: bool) -> No
     against(test)
 
 
-def test_a_stream_that_closes_midway_has_given_its_first_tokens() -> None:
+@pytest.mark.parametrize("kind", ["close_mid_stream", "cut_chunk", "reset_mid_stream"])
+@pytest.mark.parametrize("tokens", [1, 3, 7])
+def test_a_stream_that_ends_midway_has_given_the_tokens_before(kind: str, tokens: int) -> None:
     async def test(engine: EmulatedEngine, http: aiohttp.ClientSession) -> None:
-        await order(engine, http, "fault", kind="close_mid_stream")
+        await order(engine, http, "fault", kind=kind, after_tokens=tokens)
         seen = b""
         async with http.post(engine.url + "/v1/completions", json=SHORT) as answer:
             with contextlib.suppress(aiohttp.ClientError):
                 async for part in answer.content.iter_any():
                     seen += part
-        assert b" t2" in seen
-        assert b" t3" not in seen
+        whole = [line for line in seen.split(b"\n\n") if line.endswith(b"}")]
+        assert len(whole) == tokens
 
     against(test)
+
+
+def test_a_garbled_chunk_stands_for_one_token_and_the_stream_goes_on() -> None:
+    async def test(engine: EmulatedEngine, http: aiohttp.ClientSession) -> None:
+        await order(engine, http, "fault", kind="garbled_chunk", after_tokens=2)
+        events = (await ask(engine, http, SHORT)).split("\n\n")
+        bad = [event for event in events if " t" in event and '"' not in event]
+        assert len(bad) == 1
+        assert " t2" in bad[0]
+        assert " t9" in events[9]
+        assert "[DONE]" in events[10]
+
+    against(test)
+
+
+def test_an_error_event_ends_the_stream_as_vllm_ends_it() -> None:
+    async def test(engine: EmulatedEngine, http: aiohttp.ClientSession) -> None:
+        await order(engine, http, "fault", kind="error_event")
+        *tokens, error, done, nothing = (await ask(engine, http, SHORT)).split("\n\n")
+        assert len(tokens) == 3
+        assert msgspec.json.decode(error.removeprefix("data: "))["error"]["code"] == 500
+        assert (done, nothing) == ("data: [DONE]", "")
+        assert engine.state()["running"] == 0
+
+    against(test)
+
+
+def test_refused_connections_are_reset_while_those_that_stand_go_on() -> None:
+    async def test(engine: EmulatedEngine, http: aiohttp.ClientSession) -> None:
+        async with http.post(engine.url + "/v1/completions", json=ENDLESS) as answer:
+            await answer.content.readline()
+            await order(engine, http, "refuse", seconds=0.3)
+            async with aiohttp.ClientSession() as stranger:
+                with pytest.raises(aiohttp.ClientError):
+                    await ask(engine, stranger, SHORT)
+            assert await answer.content.read(1)
+            assert engine.state()["running"] == 1
+        await until(lambda: engine.state()["running"] == 0)
+        await asyncio.sleep(0.3)
+        assert " t9" in await ask(engine, http, SHORT)
+
+    against(test, EngineSettings(profile="tiny"))
+
+
+def test_a_cut_breaks_all_answers_under_way_and_nothing_else() -> None:
+    async def test(engine: EmulatedEngine, http: aiohttp.ClientSession) -> None:
+        asking = [asyncio.create_task(ask(engine, http, ENDLESS)) for _ in range(5)]
+        await until(lambda: engine.state()["running"] == 5)
+        await order(engine, http, "cut")
+        broken = await asyncio.gather(*asking, return_exceptions=True)
+        assert all(isinstance(one, aiohttp.ClientError) for one in broken)
+        await until(lambda: engine.state()["kv_blocks_used"] == 0)
+        assert " t9" in await ask(engine, http, SHORT)
+
+    against(test, EngineSettings(profile="tiny"))
 
 
 def test_a_broken_chunk_comes_after_the_first_tokens_and_ends_the_connection() -> None:

@@ -24,7 +24,8 @@ from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Tenant, Tier
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.gateway.auth import Directory
-from paceline.gateway.exchange import Exchange, Timeouts
+from paceline.gateway.exchange import Exchange
+from paceline.gateway.link import Timeouts
 from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.server import Gateway
 from paceline.host import Engine, LiveHost
@@ -67,6 +68,9 @@ class Sound:
 
     def extras(self, path: str, urgency: int) -> Mapping[str, Any]:
         return self.fields
+
+    def token_ids(self, path: str) -> Mapping[str, Any]:
+        return {}
 
     def continuation(self, *_: object) -> None: ...
 

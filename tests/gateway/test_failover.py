@@ -25,7 +25,7 @@ from scripted import (
     token,
 )
 
-from paceline.gateway.exchange import Timeouts
+from paceline.gateway.link import Timeouts
 from paceline.kernel import Settings
 from stand import CHAT, live_gateway, on_loop, post, until
 
@@ -167,10 +167,10 @@ async def test_each_endpoint_s_clients_are_told_of_a_break_in_their_own_events()
 
 
 @on_loop
-async def test_an_error_event_of_the_engine_passes_and_counts_as_a_failure() -> None:
+async def test_an_error_event_passes_where_nobody_else_could_go_on() -> None:
     script = always(SSE, ROLE, token(), Act.PAUSE, event({"error": {"message": "oom"}}), DONE)
     async with scripted(script) as (engine,), live_gateway(engine.url) as gateway:
-        reply = await gateway.stream()
+        reply = await gateway.stream(logprobs=True)
         assert {"error": {"message": "oom"}} in reply.events
         assert gateway.outcomes[0].error
         await gateway.settled()

@@ -23,6 +23,7 @@ from paceline.gateway.intake import (
     read,
     with_fields,
 )
+from paceline.gateway.resume import resumable
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=8),
@@ -151,3 +152,8 @@ PART = b'--b\r\ncontent-disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
 )
 def test_a_form_names_its_model(body: bytes, model: str | None) -> None:
     assert multipart_model(body + b"--b--\r\n") == model
+
+
+@pytest.mark.parametrize("opening", ['{"tools":', "[", '{"a":'], ids=["tools", "list", "object"])
+def test_a_body_that_is_nested_too_deeply_is_not_continued_and_does_no_harm(opening: str) -> None:
+    assert not resumable("/v1/chat/completions", "POST", opening.encode() * 100_000)

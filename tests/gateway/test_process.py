@@ -87,17 +87,22 @@ class Serve:
     """`paceline serve` as a process of its own."""
 
     def __init__(self, folder: Path, engine_port: int) -> None:
-        self.port, admin = free_port(), free_port()
-        config = folder / "paceline.yaml"
-        config.write_text(
-            f"listen: 127.0.0.1:{self.port}\nadmin: 127.0.0.1:{admin}\n"
-            "models:\n  - name: m\n"
-            f"    workers: [{{url: 'http://127.0.0.1:{engine_port}', kind: openai}}]\n"
-        )
+        self.port, self._admin = free_port(), free_port()
+        self._engine_port = engine_port
+        self._config = folder / "paceline.yaml"
+        self.write("")
         self.log = folder / "log"
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "paceline", "serve", "--config", str(config)]
+            command = [sys.executable, "-m", "paceline", "serve", "--config", str(self._config)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
+
+    def write(self, more: str) -> None:
+        """The configuration, with something added."""
+        self._config.write_text(
+            f"listen: 127.0.0.1:{self.port}\nadmin: 127.0.0.1:{self._admin}\n"
+            "models:\n  - name: m\n"
+            f"    workers: [{{url: 'http://127.0.0.1:{self._engine_port}', kind: openai}}]\n{more}"
+        )
 
     def status(self, path: str) -> int:
         """0 while nobody listens."""
@@ -146,6 +151,7 @@ def test_it_waits_for_its_worker_and_lets_streams_finish_on_sigterm(
         assert answer.status == 200
         assert b"one" in answer.readline()
         serve.process.send_signal(signal.SIGTERM)
+        until(lambda: serve.status("/health/ready") == 503)
         until(lambda: serve.status("/health/live") == 0)
         assert serve.process.poll() is None
         SlowEngine.go.set()
@@ -160,4 +166,40 @@ def test_it_stops_at_once_when_it_has_nothing_to_do(serve: Serve) -> None:
     until(lambda: serve.status("/health/live") == 200)
     serve.process.send_signal(signal.SIGINT)
     assert serve.process.wait(20) == 0
+    assert b"Traceback" not in serve.log.read_bytes()
+
+
+def test_sighup_reloads_the_configuration_and_a_wrong_one_changes_nothing(
+    serve: Serve, engine_port: int
+) -> None:
+    with slow_engine(engine_port):
+        until(lambda: serve.status("/health/ready") == 200)
+        serve.write("default_tier: renamed\n")
+        serve.process.send_signal(signal.SIGHUP)
+        until(lambda: b"configuration reloaded" in serve.log.read_bytes())
+        serve.write("default_tier: again\nno_such_thing: 1\n")
+        serve.process.send_signal(signal.SIGHUP)
+        until(lambda: b"configuration refused" in serve.log.read_bytes())
+        assert b"no_such_thing" in serve.log.read_bytes()
+        SlowEngine.go.set()
+        answer = serve.ask()
+        assert answer.headers["x-paceline-tier"] == "renamed"
+        assert answer.read().endswith(b"[DONE]\n\n")
+    assert b"Traceback" not in serve.log.read_bytes()
+
+
+def test_a_second_sigterm_ends_at_once_and_tells_the_clients(
+    serve: Serve, engine_port: int
+) -> None:
+    with slow_engine(engine_port):
+        until(lambda: serve.status("/health/ready") == 200)
+        answer = serve.ask()
+        assert b"one" in answer.readline()
+        serve.process.send_signal(signal.SIGTERM)
+        until(lambda: serve.status("/health/ready") == 503)
+        serve.process.send_signal(signal.SIGTERM)
+        rest = answer.read()
+        assert b"the gateway is shutting down" in rest
+        assert b"[DONE]" not in rest
+        assert serve.process.wait(20) == 1
     assert b"Traceback" not in serve.log.read_bytes()

@@ -18,6 +18,7 @@ from paceline.domain.facts import Step
 from paceline.gateway import relay as relay_module
 from paceline.gateway.flavors import FLAVORS, OTHER, usage
 from paceline.gateway.relay import GAP_BOUNDS, MAX_HELD, Relay
+from paceline.gateway.sieve import Sieve
 from paceline.gateway.steps import StepWatch
 from paceline.wire.http1 import LAST_CHUNK, ResponseHead, chunk, response_head
 
@@ -99,9 +100,7 @@ class Bench:
             cast(Any, self.connection),
             watch,
             self.gaps,
-            flavor,
-            strip,
-            plain,
+            Sieve(flavor, strip, plain),
             now=1.0,
         )
         self.ticks = count(2)
@@ -130,6 +129,10 @@ class Bench:
         length = [("content-length", str(head.length))] if head.length is not None else []
         framing = [("transfer-encoding", "chunked")] if head.length is None else length
         return response_head(head.status, [("connection", "close")] if self.plain else framing)
+
+    def on_first_token(self, now: float) -> None:
+        assert self.relay.tokens or self.relay.mode.__name__ == "_tokens"
+        assert self.client.sent
 
     def on_complete(self, now: float) -> None:
         self.told.append("complete")

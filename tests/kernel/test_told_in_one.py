@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from stage import Stage, ask, small
 
-from paceline.domain.facts import Fact, FirstTokenSeen, RequestArrived, Step, StepsSeen
+from paceline.domain.facts import Fact, FirstTokenSeen, RequestArrived, Step, StepsSeen, TimerFired
 from paceline.enginemodel import PROFILES
 from paceline.kernel import Kernel, Settings
 from paceline.kernel.worker import WorkerState
@@ -18,6 +18,7 @@ from paceline.workload.traces import Arrival
 
 Told = list[tuple[float, Fact]]
 
+POLICY = "round-robin"
 LOADS = ((1, 0, 500), (4, 0, 3_000), (16, 0, 12_000), (16, 400, 12_000))
 """Streams, prompt tokens and context."""
 SHAKY = msgspec.structs.replace(PROFILES["tiny"], noise_sigma=0.05, hiccup_share=0.001)
@@ -26,14 +27,17 @@ SHAKY = msgspec.structs.replace(PROFILES["tiny"], noise_sigma=0.05, hiccup_share
 def told_one_by_one(
     *faults: Fault, requests: Sequence[Arrival] | None = None, seed: int = 1
 ) -> Told:
-    """All that a kernel hears of one worker, each step on its own."""
+    """All that a kernel hears of one worker, each step on its own.
+
+    By a policy that lets nobody wait: whoever reads it again sends what was sent, when it was sent.
+    """
     busy = (Requests(rate=12.0, prompt=(60, 1500), output=(100, 500)),)
     scenario = small(*faults, count=1, requests=busy)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replica, "MOST_STEPS", 1)
-        stage = Stage(scenario, seed=seed, requests=requests, profiles=lambda _: SHAKY)
+        stage = Stage(scenario, POLICY, seed, requests, profiles=lambda _: SHAKY)
         stage.run()
-    return [(now, fact) for now, fact, _ in stage.log]
+    return [(now, fact) for now, fact, _ in stage.log if not isinstance(fact, TimerFired)]
 
 
 def in_runs(told: Told) -> Iterator[tuple[float, Fact]]:
@@ -66,7 +70,7 @@ def as_one(run: Sequence[Step]) -> StepsSeen:
 
 def taught(told: Sequence[tuple[float, Fact]]) -> WorkerState:
     """What a fresh kernel knows of the worker after all of it."""
-    kernel = Kernel(Settings(policy="round-robin"))
+    kernel = Kernel(Settings(policy=POLICY))
     for now, fact in told:
         kernel.handle(fact, now)
     return kernel.workers["w0"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import uvicorn
 from msgspec.structs import replace
@@ -21,9 +22,11 @@ from typer.testing import CliRunner
 from paceline import calibrate
 from paceline.calibrate import NoTiming, doubts, fetch
 from paceline.cli import app as command_line
-from paceline.domain.errors import ConfigError
+from paceline.domain.commands import Hold
+from paceline.domain.errors import ConfigError, NotFound
 from paceline.domain.facts import Step, StepsSeen, WorkerAdded
 from paceline.domain.worker import Worker
+from paceline.host import Decision
 from paceline.kernel import Kernel
 from paceline.kernel.timing import Timing, WorkerTiming, export, from_json
 from paceline.observe.admin import admin_app
@@ -40,8 +43,36 @@ def gateway_kernel() -> Kernel:
     return kernel
 
 
+class Idle:
+    """A gateway that refuses every order; how they are carried out: tests/test_reload.py."""
+
+    def ready(self) -> bool:
+        return True
+
+    def decisions(self) -> Iterable[Decision]:
+        return [Decision(float(i), Hold(f"r{i}", "no worker is usable")) for i in range(3)]
+
+    def settings(self) -> dict[str, Any]:
+        return {"listen": "here"}
+
+    def tiers(self) -> list[dict[str, Any]]:
+        return [{"name": "gold"}]
+
+    def tenants(self) -> list[dict[str, Any]]:
+        return [{"name": "acme"}]
+
+    async def reload(self) -> Decision:
+        raise ConfigError(["line 1: one thing", "line 2: and another"])
+
+    def add(self, order: str) -> tuple[str, bool]:
+        raise ConfigError([f"not understood: {order}"])
+
+    def remove(self, worker_id: str, at_once: bool) -> None:
+        raise NotFound(f"{worker_id} {at_once}")
+
+
 def admin_of(kernel: Kernel) -> Starlette:
-    return admin_app(kernel, Metrics(kernel, {}, [0.1]), lambda: (), lambda: 0.0, lambda: True)
+    return admin_app(kernel, Metrics(kernel, {}, [0.1]), Idle(), lambda: 0.0)
 
 
 @asynccontextmanager
@@ -124,6 +155,71 @@ def test_a_listener_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPat
 def test_an_address_that_is_none_is_told_in_a_sentence() -> None:
     with pytest.raises(NoTiming, match="http://:"):
         asyncio.run(fetch("http://:/"))
+
+
+# Orders, and what is asked.
+
+
+def asked(method: str, path: str, body: bytes = b"") -> tuple[int, Any]:
+    """Status and JSON."""
+
+    async def ask() -> tuple[int, Any]:
+        async with (
+            serving(admin_of(gateway_kernel())) as url,
+            aiohttp.ClientSession() as session,
+            session.request(method, url + path, data=body) as told,
+        ):
+            return told.status, await told.json()
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/health/ready", {"status": "ready"}),
+        ("/paceline/v1/config", {"listen": "here"}),
+        ("/paceline/v1/tenants", {"tenants": [{"name": "acme"}]}),
+        ("/paceline/v1/tiers", {"tiers": [{"name": "gold"}]}),
+    ],
+)
+def test_what_the_gateway_says_of_itself_is_shown(path: str, shown: object) -> None:
+    assert asked("GET", path) == (200, shown)
+
+
+def test_the_newest_decision_comes_first() -> None:
+    _, told = asked("GET", "/paceline/v1/decisions?limit=2")
+    assert [d["command"]["request_id"] for d in told["decisions"]] == ["r2", "r1"]
+
+
+def test_each_worker_is_listed() -> None:
+    _, told = asked("GET", "/paceline/v1/workers")
+    assert [(w["id"], w["usable"], w["draining"]) for w in told["workers"]] == [
+        ("w0", False, False),
+        ("w1", False, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "says"),
+    [
+        ("POST", "/paceline/v1/config", b"", 400, "one thing\nline 2: and another"),
+        ("POST", "/paceline/v1/workers", b"nonsense", 400, "not understood: nonsense"),
+        ("POST", "/paceline/v1/workers", b"\xff", 400, "UTF-8"),
+        ("DELETE", "/paceline/v1/workers/h:1/engine-1", b"", 404, "h:1/engine-1 False"),
+        ("DELETE", "/paceline/v1/workers/h:1?now=true", b"", 404, "h:1 True"),
+        ("DELETE", "/paceline/v1/workers/h:1?now=maybe", b"", 400, "now"),
+        ("PUT", "/paceline/v1/workers", b"", 405, "PUT"),
+        ("GET", "/paceline/v1/nothing", b"", 404, "nothing"),
+    ],
+)
+def test_a_refusal_has_the_shape_of_openai_s(
+    method: str, path: str, body: bytes, status: int, says: str
+) -> None:
+    got, told = asked(method, path, body)
+    assert got == status
+    assert set(told["error"]) == {"message", "type", "param", "code"}
+    assert says in told["error"]["message"]
 
 
 # What the command prints.

@@ -94,6 +94,17 @@ def test_what_is_not_known_is_left_out() -> None:
     assert not unknown & set(told)
 
 
+def test_a_request_that_was_degraded_or_moved_says_so() -> None:
+    out = io.BytesIO()
+    lower = replace(REQUEST, tier="standard", model="llama-8b")
+    request_line(configure(stream=out), replace(OUTCOME, degraded_to=lower, moved=2))
+    told = json.loads(out.getvalue())
+    assert (told["tier"], told["model"]) == ("premium", "llama-70b")
+    assert (told["to_tier"], told["to_model"]) == ("standard", "llama-8b")
+    assert told["moved"] == 2
+    assert "paused" not in told
+
+
 def test_times_are_told_to_the_microsecond() -> None:
     out = io.BytesIO()
     request_line(configure(stream=out), replace(OUTCOME, ttft_s=0.1 + 0.2))

@@ -111,6 +111,7 @@ def ask(
         prompt_tokens=prompt,
         usual_tokens=1000.0,
         output_tokens=output,
+        output_left=output,
         cached={i: prompt * depth / blocks for i, depth in held.items()},
         blocks_held=held,
         blocks=blocks,

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.policy.lengths import LONGEST, MOST_KEYS, OutputLengths, TokensPerByte
+from paceline.policy.lengths import (
+    FRESH,
+    LEAST_SHARE,
+    LONGEST,
+    MOST_KEYS,
+    MOST_TABLES,
+    OutputLengths,
+    TokensPerByte,
+    own_share,
+)
 
 ANSWERS = st.lists(st.integers(0, 2 * LONGEST), max_size=30)
 
@@ -70,6 +79,84 @@ def test_tenants_without_number_take_bounded_memory() -> None:
         lengths.learn("m", f"t{i}", 10)
     assert len(lengths._seen) <= MOST_KEYS
     assert ("m", "") in lengths._seen
+
+
+@given(ANSWERS, st.integers(0, LONGEST), st.floats(0, 1))
+def test_what_is_left_is_what_the_quantile_leaves(
+    answers: list[int], produced: int, share: float
+) -> None:
+    lengths = OutputLengths()
+    for tokens in answers:
+        lengths.learn("m", "t", tokens)
+    left = lengths.left("m", "t", float(produced), None, share)
+    total = lengths.quantile("m", "t", share, produced)
+    assert produced + left == pytest.approx(total, rel=1e-6)
+
+
+@given(ANSWERS, st.lists(st.floats(0, 2 * LONGEST), max_size=20), st.integers(1, 4096))
+def test_asked_for_many_streams_the_answers_are_the_same(
+    answers: list[int], produced: list[float], max_tokens: int
+) -> None:
+    lengths = OutputLengths()
+    for tokens in answers:
+        lengths.learn("m", "t", tokens)
+    shares = [own_share(i) for i in range(len(produced))]
+    limits = [max_tokens if i % 2 else None for i in range(len(produced))]
+    each = lengths.left_each(
+        "m",
+        "t",
+        np.array(produced),
+        np.array([np.inf if limit is None else limit for limit in limits]),
+        np.array(shares),
+    )
+    asked = zip(produced, limits, shares, strict=True)
+    assert each.tolist() == pytest.approx([lengths.left("m", "t", *one) for one in asked])
+
+
+@given(st.floats(0, 10**6), st.integers(1, 4096))
+def test_no_more_is_to_come_than_was_asked_for(produced: float, max_tokens: int) -> None:
+    left = OutputLengths().left("m", "t", produced, max_tokens)
+    assert 0.0 <= left <= max(max_tokens - produced, 0.0)
+
+
+def test_a_stream_that_goes_on_for_long_is_expected_to_go_on() -> None:
+    lengths = OutputLengths()
+    for tokens in [100] * 50 + [2000] * 50:
+        lengths.learn("m", "t", tokens)
+    assert lengths.left("m", "t", 10.0, None, 0.3) == pytest.approx(90, abs=20)
+    assert lengths.left("m", "t", 500.0, None, 0.3) == pytest.approx(1500, abs=400)
+
+
+def test_what_is_left_follows_the_answers_within_a_few_of_them() -> None:
+    lengths = OutputLengths()
+    before = lengths.left("m", "t", 0.0)
+    lengths.learn("m", "t", 10_000)
+    assert lengths.left("m", "t", 0.0) > before
+    for tokens in [50] * (200 + FRESH):
+        lengths.learn("m", "t", tokens)
+    assert lengths.left("m", "t", 0.0) < 100.0
+
+
+def test_what_is_left_of_a_new_tenant_is_what_its_model_says() -> None:
+    lengths = OutputLengths()
+    for tokens in [3000] * 50:
+        lengths.learn("m", "old", tokens)
+    assert lengths.left("m", "new", 10.0) == lengths.left("m", "", 10.0)
+    assert list(lengths._upto) == [("m", "")]
+
+
+def test_upto_take_bounded_memory() -> None:
+    lengths = OutputLengths()
+    for i in range(MOST_TABLES + 10):
+        lengths.learn("m", f"t{i}", 10)
+        lengths.left("m", f"t{i}", 5.0)
+    assert len(lengths._upto) <= MOST_TABLES
+
+
+def test_streams_are_taken_for_quantiles_spread_evenly() -> None:
+    shares = sorted(own_share(i) for i in range(100))
+    even = LEAST_SHARE + (1.0 - LEAST_SHARE) * np.arange(100) / 100
+    assert shares == pytest.approx(even.tolist(), abs=0.02)
 
 
 def test_tokens_per_byte_follow_what_engines_count() -> None:

@@ -17,7 +17,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +87,13 @@ def llamacpp_server(
     name = f"llamacpp-{port}"
     with _running(name, command, core, {}, port, served_name, LLAMACPP_READY_S) as engine:
         yield engine
+
+
+@contextmanager
+def together(*servers: AbstractContextManager[Engine]) -> Iterator[list[Engine]]:
+    """All of them, in the time that the slowest takes to start."""
+    with ExitStack() as running, ThreadPoolExecutor(len(servers)) as starters:
+        yield list(starters.map(running.enter_context, servers))
 
 
 @contextmanager

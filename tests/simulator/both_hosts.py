@@ -131,14 +131,10 @@ async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
 
 def _gateway(scenario: Scenario, policy: str, engines: Sequence[str]) -> dict[str, Any]:
     """The part of a gateway's configuration that a scenario settles."""
-    tiers = {
-        name: {field: value for field, value in msgspec.structs.asdict(tier).items() if value < inf}
-        for name, tier in scenario.tiers.items()
-    }
     workers = [{"url": engine, "kind": "vllm"} for engine in engines]
     return {
         "models": [{"name": scenario.model, "workers": workers}],
-        "tiers": tiers,
+        "tiers": {name: msgspec.to_builtins(tier) for name, tier in scenario.tiers.items()},
         "default_tier": scenario.tier,
         "routing": {"policy": policy, "margin": scenario.margin},
         "logging": {"level": "warning"},

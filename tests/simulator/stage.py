@@ -14,6 +14,7 @@ from paceline.simulator.measure import Recorder, Result
 from paceline.simulator.scenario import Fault, Network, Requests, Scenario, SimTier, Workers
 from paceline.simulator.seen import Seen
 from paceline.simulator.simulation import Simulation
+from paceline.simulator.traffic import Fragile
 from paceline.workload.traces import Arrival
 
 TINY = PROFILES["tiny"]
@@ -38,6 +39,11 @@ def small(*faults: Fault, count: int = 2, **changed: Any) -> Scenario:
 def ask(at_s: float = 0.0, prompt: int = 100, output: int = 50, **fields: Any) -> Arrival:
     """One request to come."""
     return Arrival(at_s, prompt, output, tier="t", tenant="a", model="m", **fields)
+
+
+def fragile(arrival: Arrival) -> Fragile:
+    """The same request, but once begun it ends with its worker."""
+    return Fragile(**msgspec.structs.asdict(arrival))
 
 
 class _Watching(Recorder):

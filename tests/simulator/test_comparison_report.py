@@ -226,3 +226,15 @@ def test_a_line_is_broken_where_nothing_is_known() -> None:
     words = [text.text for text in drawn.iter("text")]
     assert {"now", "then", "bound"} <= set(words)
     assert "far" not in words, "beyond the axis"
+
+
+def test_what_gateways_did_is_told_where_they_did_anything() -> None:
+    quiet, moved = (
+        compare([msgspec.structs.replace(r, total=msgspec.structs.replace(r.total, moved=n))])
+        for r in [played("headroom", 1, 0.9)]
+        for n in (0, 7)
+    )
+    assert report.measures_of(quiet) == {}
+    table = report.figures_table(moved, report.measures_of(moved))
+    assert [column.header for column in table.columns][-1] == "moved,\ntimes"
+    assert list(table.columns[-1].cells) == ["7"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from stage import SMALL, STEP_S, Stage, ask, seen_by_clients, small
+from stage import SMALL, STEP_S, Stage, ask, fragile, seen_by_clients, small
 
 from paceline.domain.commands import Dispatch, Hold
 from paceline.domain.facts import DispatchFailed, FirstTokenSeen, StreamBroke, WorkerReported
@@ -36,13 +36,13 @@ def test_trouble_comes_once_or_again_and_again_until_the_last_arrival() -> None:
 # Crash.
 
 
-def test_a_crash_breaks_streams_and_sends_waiting_requests_elsewhere() -> None:
+def test_a_crash_breaks_fragile_streams_and_sends_waiting_requests_elsewhere() -> None:
     crash = small(fault("crash", 0.5, for_s=2.0))
     stage = Stage(
         crash,
         "round-robin",
         requests=[
-            stream(2.0),
+            fragile(stream(2.0)),
             stream(2.0),
             *[ask(0.495 + 0.0001 * i, prompt=3000, output=10) for i in range(4)],
         ],
@@ -94,7 +94,7 @@ def test_without_a_worker_for_too_long_requests_are_turned_away() -> None:
         ask(0.0, 50, 5), ask(2.0), scenario=small(fault("crash", 1.0), count=1)
     )
     assert (early.status, late.status) == ("ok", "shed")
-    assert late.seconds == pytest.approx(5.0)
+    assert late.seconds == pytest.approx(5.0, abs=0.2)
 
 
 def test_a_worker_that_is_down_cannot_crash_again() -> None:
@@ -126,9 +126,9 @@ def test_hangs_that_overlap_last_until_the_last_of_them_ends() -> None:
     assert seen.stall_s == pytest.approx(3.5, abs=2 * STEP_S)
 
 
-def test_streams_of_a_hung_worker_time_out() -> None:
+def test_fragile_streams_of_a_hung_worker_time_out() -> None:
     hung = small(fault("hang", 0.5), count=1, stall_timeout_s=5.0)
-    (seen,) = seen_by_clients(stream(1.0), scenario=hung)
+    (seen,) = seen_by_clients(fragile(stream(1.0)), scenario=hung)
     assert seen.status == "broke"
     assert 5.5 <= seen.seconds <= 5.5 + SMALL.network.probe_s
 
@@ -167,7 +167,7 @@ def test_a_hung_worker_gets_no_new_work() -> None:
 
 def test_a_worker_that_crashes_while_it_hangs_comes_back_in_good_health() -> None:
     both = small(fault("hang", 0.5), fault("crash", 1.0, for_s=0.5), count=1)
-    first, second = seen_by_clients(stream(2.0), ask(3.0), scenario=both)
+    first, second = seen_by_clients(fragile(stream(2.0)), ask(3.0), scenario=both)
     assert (first.status, second.status) == ("broke", "ok")
     assert second.ttft_s < 0.1
 
@@ -248,7 +248,7 @@ def test_a_worker_out_of_reach_is_found_unhealthy_and_gets_no_work() -> None:
 
 def test_streams_behind_a_long_partition_time_out_and_come_to_life_no_more() -> None:
     cut = small(fault("partition", 0.5, for_s=8.0), stall_timeout_s=3.0, first_token_timeout_s=3.0)
-    requests = [stream(1.0), stream(1.0, 0.1), stream(1.0, 0.4975)]
+    requests = [fragile(stream(1.0)), stream(1.0, 0.1), stream(1.0, 0.4975)]
     stage = Stage(cut, "round-robin", requests=requests)
     stage.run()
     begun, other, unheard = stage.seen
@@ -267,9 +267,8 @@ def test_partitions_that_overlap_last_until_the_last_of_them_ends() -> None:
 
 def test_of_a_crash_behind_a_partition_one_hears_when_that_is_over() -> None:
     both = small(fault("partition", 0.5, for_s=3.0), fault("crash", 1.0, for_s=1.0))
-    stage = Stage(
-        both, "round-robin", requests=[stream(2.0), stream(2.0, 0.1), stream(2.0, 0.4975)]
-    )
+    requests = [fragile(stream(2.0)), stream(2.0, 0.1), stream(2.0, 0.4975)]
+    stage = Stage(both, "round-robin", requests=requests)
     stage.run()
     begun, _, waiting = stage.seen
     assert begun.status == "broke"

@@ -29,16 +29,21 @@ load: 1.2
 margin: 0.2
 first_token_timeout_s: 100
 stall_timeout_s: 20
+engine_priority: true
 workers:
   - {profile: h100-llama-8b, count: 3, name: new, model: eight, node: a, cost_per_hour: 4}
-  - {profile: a100-llama-8b, name: old, model: eight, speed: 0.5, added_s: 60, start_up_s: 30}
+  - {profile: a100-llama-8b, name: old, model: eight, speed: 0.5, added_s: 60, start_up_s: 30,
+     kv_tokens: 50000}
 tiers:
-  premium: {ttft_s: 0.5, itl_s: 0.04, stall_s: 1, weight: 8}
-  standard: {ttft_s: 2}
+  premium: {ttft_s: 0.5, itl_s: 0.04, stall_s: 1, weight: 8, overload: degrade,
+            degrade_to: standard}
+  standard: {ttft_s: 2, overload: degrade, degrade_to: flex}
+  flex: {preemptible: true, deadline_s: 300, weight: 0.5}
 gateways: {count: 2, every_s: 0.1, delay_s: 0.05, loss: 0.1}
 network: {latency_s: 0.002, bytes_per_s: 1e9, probe_s: 1}
 requests:
-  - {kind: chat, rate: 4, cv: 2, tier: premium, tenant: acme, turns: 6, think_s: 5, shared: 512}
+  - {kind: chat, rate: 4, cv: 2, tier: premium, tenant: acme, turns: 6, think_s: 5, shared: 512,
+     resumable: 0.9}
   - kind: independent
     rate: 10
     from_s: 60
@@ -87,6 +92,7 @@ def test_all_that_a_scenario_can_say_is_read(tmp_path: Path) -> None:
     assert scenario.workers[0].names == ("new0", "new1", "new2")
     assert scenario.tier == "premium"
     assert scenario.tiers["premium"].promise.stall_s == 1.0
+    assert scenario.urgency == {"premium": 0, "standard": 1, "flex": 2}
     assert scenario.requests[1].prompt == (500, 4000)
     assert scenario.requests[1].pattern == Pattern(
         diurnal_period_s=300.0, diurnal_swing=0.3, steps=((100.0, 2.0), (200.0, 0.5))
@@ -139,6 +145,16 @@ def test_all_problems_are_told_at_once_with_place_and_line(tmp_path: Path) -> No
         ("rate: 3", "kind: trace", "8: requests[0].file: missing: the path of the trace"),
         ("requests:", "warmup_s: 60\nrequests:", "7: warmup_s: nothing would count: the scenario "
          "lasts 60 s"),
+        ("itl_s: 0.08", "overload: degrade", "6: tiers.standard.degrade_to: missing: the lower "
+         "tier or the model that a degraded request gets"),
+        ("itl_s: 0.08", "degrade_to: m", "6: tiers.standard.degrade_to: means nothing without "
+         "overload: degrade"),
+        ("itl_s: 0.08", "overload: degrade, degrade_to: x", "6: tiers.standard.degrade_to: unknown "
+         "tier or model 'x', known are standard, m"),
+        ("itl_s: 0.08", "overload: degrade, degrade_to: standard", "6: tiers.standard.degrade_to: "
+         "standard is no lower tier: it must weigh less, or as much and promise less"),
+        ("itl_s: 0.08", "overload: drop", "6: tiers.standard.overload: expected one of degrade, "
+         "queue, shed, got 'drop'"),
         ("requests:", "  other: {}\nrequests:", "7: tiers.other: no requests are of this tier"),
         ("tiers:", "  - {profile: tiny}\ntiers:", "5: workers[1].name: w0 is one of workers[0] "
          "already: name these otherwise"),

@@ -22,6 +22,7 @@ SCENARIO = Scenario(
     tiers={
         "premium": SimTier(ttft_s=0.5, itl_s=0.04, stall_s=1.0, weight=3),
         "standard": SimTier(ttft_s=2.0),
+        "batch": SimTier(deadline_s=60.0),
     },
     requests=(Requests(rate=1.0),),
 )
@@ -43,7 +44,11 @@ def seen(**changes: Any) -> Seen:
     }
     told = good | changes
     promise = SCENARIO.tiers[told["tier"]].promise
-    kept = told["status"] == "ok" and promise.kept(told["ttft_s"], told["itl_s"], told["stall_s"])
+    kept = (
+        told["status"] == "ok"
+        and told.get("seconds", 0.0) <= 60.0
+        and promise.kept(told["ttft_s"], told["itl_s"], told["stall_s"])
+    )
     return Seen(kept=kept, **told)
 
 
@@ -63,6 +68,7 @@ NEVER_BEGAN = {"ttft_s": inf, "itl_s": 0.0, "stall_s": 0.0, "output_tokens": 0, 
         ({"ttft_s": 0.6, "itl_s": 0.1}, "ttft"),
         ({"itl_s": 0.05, "stall_s": 2.0}, "itl"),
         ({"stall_s": 2.0}, "stall"),
+        ({"tier": "batch", "ttft_s": 50.0, "seconds": 61.0}, "deadline"),
         ({"status": "shed", **NEVER_BEGAN}, "shed"),
         ({"status": "failed", **NEVER_BEGAN}, "failed"),
         ({"status": "broke"}, "failed"),
@@ -101,6 +107,17 @@ def test_only_kept_promises_make_goodput() -> None:
     assert played.goodput_requests_per_s == pytest.approx(2 / 120)
     assert played.goodput_tokens_per_s == pytest.approx(100 / 120)
     assert (played.total.output_tokens, played.total.kept_tokens) == (150, 100)
+
+
+def test_what_was_done_to_requests_is_told_by_tier() -> None:
+    played = result(
+        seen(degraded=True),
+        seen(tier="standard", paused=2, moved=1),
+        seen(tier="standard", moved=3),
+    )
+    told = {name: (t.degraded, t.paused, t.moved) for name, t in played.tiers.items()}
+    assert told == {"premium": (1, 0, 0), "standard": (0, 2, 4)}
+    assert (played.total.degraded, played.total.paused, played.total.moved) == (1, 2, 4)
 
 
 def test_cost_is_told_per_million_tokens_and_per_million_that_kept_their_promise() -> None:

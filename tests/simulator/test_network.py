@@ -152,7 +152,9 @@ def test_a_busy_gateway_is_told_the_same_later_in_order_and_never_of_the_future(
         assert ends == sorted(set(ends))
     steps = (step for name in stage.simulation.replicas for step in steps_of(stage, name))
     tokens = sum(step.count * step.tokens for step in steps)
-    assert tokens == sum(seen.output_tokens - 1 for seen in stage.seen)
+    # The first token of each leg of an answer is no step; a late worker may be taken for hung.
+    legs = sum(1 + seen.moved for seen in stage.seen)
+    assert tokens == sum(seen.output_tokens for seen in stage.seen) - legs
 
 
 def test_a_step_seems_to_begin_when_the_end_of_the_one_before_was_noticed() -> None:

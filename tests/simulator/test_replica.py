@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf
 from statistics import mean
 from typing import Any
 
@@ -14,6 +14,7 @@ from stage import STEP_S, TINY, Stage, ask, seen_by_clients, small
 
 from paceline.domain.facts import StepsSeen, StreamEnded
 from paceline.enginemodel import Generation, Scheduler
+from paceline.kernel import watch
 from paceline.simulator import replica
 from paceline.simulator.replica import Gaps
 from paceline.simulator.scenario import Fault, Requests, Scenario
@@ -24,8 +25,12 @@ LONG = (Requests(rate=12.0, prompt=(60, 1500), output=(150, 900)),)
 
 
 def seen_in(scenario: Scenario, seed: int, **kind: Any) -> list[Seen]:
+    """Where requests go and stay does not depend on what is learned of steps."""
     stage = Stage(scenario, "round-robin", seed, **kind)
-    stage.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "LEAST_HANG_S", inf)
+        patch.setattr(watch, "SLOW", inf)
+        stage.run()
     return stage.seen
 
 

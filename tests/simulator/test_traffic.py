@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from paceline.simulator.scenario import Pattern, Requests, Scenario, SimTier, Workers
-from paceline.simulator.traffic import GENERATORS, arrivals
+from paceline.simulator.traffic import GENERATORS, Fragile, arrivals
 from paceline.workload.traces import Arrival
 
 SAMPLES = Path(__file__).parents[2] / "examples" / "traces"
@@ -189,3 +189,11 @@ def test_the_first_million_requests_are_never_in_memory_together(kind: Any) -> N
     finally:
         tracemalloc.stop()
     assert late < early + 1_000_000
+
+
+def test_some_answers_cannot_go_on_elsewhere_and_nothing_else_changes() -> None:
+    whole = played(Requests(rate=20.0))
+    came = played(Requests(rate=20.0, resumable=0.5))
+    assert [asdict(arrival) for arrival in came] == [asdict(arrival) for arrival in whole]
+    fragile = sum(isinstance(arrival, Fragile) for arrival in came)
+    assert fragile == pytest.approx(0.5 * len(came), rel=0.2)

@@ -23,7 +23,10 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _workers(config)
     yield from _models(config)
     yield from _tiers(config)
+    yield from _ways_down(config)
     yield from _tenants(config)
+    if config.shutdown.notice_s > config.shutdown.grace_s:
+        yield "shutdown.notice_s", "is longer than shutdown.grace_s, of which it is a part"
     if config.listen == config.admin and config.listen.port != 0:
         yield "admin", f"{config.admin} is taken by listen"
 
@@ -61,12 +64,33 @@ def _tiers(config: Config) -> Iterator[Problem]:
             yield place, f"unknown tier {tier!r}, known are {', '.join(known)}"
 
 
+def _ways_down(config: Config) -> Iterator[Problem]:
+    """Each step leads to a lower tier, or to a model and ends there: so there is no way round."""
+    tiers, models = config.tiers, config.aliases
+    for name, tier in tiers.items():
+        at, to = f"tiers.{name}.degrade_to", tier.degrade_to
+        if tier.overload != "degrade":
+            if to:
+                yield at, "acts with `overload: degrade` only: set that, or leave this out"
+        elif not to:
+            yield at, "`overload: degrade` needs it: name a lower tier, or a model"
+        elif to in tiers and to in models:
+            yield at, f"{to!r} is a tier and a model: name one of them otherwise"
+        elif to in tiers and tiers[to].rank >= tier.rank:
+            yield at, f"{to!r} is no lower tier: it must weigh less, or as much and promise less"
+        elif to not in tiers and to not in models:
+            known = ", ".join(dict.fromkeys((*tiers, *models)))
+            yield at, f"unknown tier or model {to!r}, known are {known}"
+        elif to in models and len(config.models) == 1:
+            yield at, f"{to!r} is the only model: name a lower tier"
+
+
 def _tenants(config: Config) -> Iterator[Problem]:
     keys = []
     for t, tenant in enumerate(config.tenant_settings):
         at = f"tenants[{t}]"
         if not tenant.digests():
-            yield at, "no key to know the tenant by: set key, keys or key_sha256"
+            yield at, "no key to know the tenant by: set key, keys, key_sha256 or keys_sha256"
         if tenant.name == ANONYMOUS:
             yield f"{at}.name", f"{ANONYMOUS!r} stands for those who ask without a key"
         keys += [(at, digest, "has the same key as") for digest in tenant.digests()]

@@ -21,6 +21,7 @@ Policy = Literal[
     "round-robin",
     "least-requests",
     "power-of-two",
+    "priority",
     "least-kv",
     "prefix-affinity",
     "kv-cost",
@@ -30,7 +31,7 @@ Policy = Literal[
 ]
 Kind = Literal["vllm", "llamacpp", "openai"]
 Role = Literal["both", "prefill", "decode"]
-Overload = Literal["queue", "shed"]
+Overload = Literal["queue", "shed", "degrade"]
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -95,7 +96,10 @@ class TierSettings(msgspec.Struct, frozen=True, kw_only=True):
     weight: Weight = 1.0
     """How much it counts against the others when not all can be served, above 0."""
     overload: Overload = "queue"
-    """When the promise cannot be kept: queue (late is better than never) or shed (answer 429)."""
+    """When the promise cannot be kept: queue (late is better than never), shed (answer 429) or
+    degrade (serve by `degrade_to`)."""
+    degrade_to: Name | None = None
+    """With `overload: degrade`: the name of a lower tier, or of a model to answer instead."""
     preemptible: bool = False
     """Whether its streams may be paused for tiers that promise more."""
     deadline_s: Seconds | None = None
@@ -110,6 +114,7 @@ class TierSettings(msgspec.Struct, frozen=True, kw_only=True):
             overload=self.overload,
             preemptible=self.preemptible,
             deadline_s=_or_inf(self.deadline_s),
+            degrade_to=self.degrade_to or "",
         )
 
 
@@ -124,6 +129,8 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Several keys, as when one replaces another."""
     key_sha256: Digest | None = None
     """SHA-256 of the key in 64 hex digits, so that the file needs no secret."""
+    keys_sha256: tuple[Digest, ...] = ()
+    """Several of them, as when one key replaces another."""
     tier: str | None = None
     """The best tier that it may have; left out: `default_tier`."""
     max_streams: Count | None = None
@@ -136,7 +143,7 @@ class TenantSettings(msgspec.Struct, frozen=True, kw_only=True):
     def digests(self) -> tuple[bytes, ...]:
         """All its keys, hashed."""
         single = (digest for digest in (self.key, self.key_sha256) if digest is not None)
-        return tuple(digest.sha256 for digest in (*single, *self.keys))
+        return tuple(digest.sha256 for digest in (*single, *self.keys, *self.keys_sha256))
 
 
 class Routing(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,8 +151,9 @@ class Routing(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: Policy = "headroom"
     """headroom keeps promises; the others are there to compare with."""
-    margin: Annotated[float, Meta(ge=0, lt=1, description="a share")] = 0.1
-    """Share of a promise that headroom keeps free for what it cannot foresee, 0 to below 1."""
+    margin: Annotated[float, Meta(ge=0, lt=1, description="a share")] = 0.0
+    """Share of a promise that headroom keeps free, 0 to below 1. Predictions are corrected by what
+    they turned out to be, and reckon with their spread: this is for those who want more."""
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,6 +202,26 @@ class Retries(msgspec.Struct, frozen=True, kw_only=True):
     """How often a request is sent before it fails, the first time included, 1 to 10."""
 
 
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests wait at the gateway for room on a worker, and for how long."""
+
+    max_waiting: Annotated[int, Meta(ge=0, le=1_000_000, description="a whole number")] = 10_000
+    """Requests of one model and tier that may wait, 0 to 1,000,000; more are answered with 429."""
+    max_wait_s: Seconds = 600.0
+    """How long one may wait, seconds above 0; then it is answered with 429, whatever its tier."""
+
+
+class Shutdown(msgspec.Struct, frozen=True, kw_only=True):
+    """What happens between SIGTERM and the end."""
+
+    notice_s: Annotated[float, Meta(ge=0, le=3600, description="seconds as a number")] = 1.0
+    """How long new connections are taken while the gateway says that it is not ready, 0 to 3,600
+    seconds: load balancers need to see the one before the other."""
+    grace_s: Annotated[float, Meta(ge=0, le=86_400, description="seconds as a number")] = 25.0
+    """How long requests may go on, 0 to 86,400 seconds, the notice included; then they end with an
+    error. Kubernetes kills after 30 seconds, unless told otherwise."""
+
+
 class Logging(msgspec.Struct, frozen=True, kw_only=True):
     """What is said on stderr."""
 
@@ -230,6 +258,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """Patience with a worker."""
     retries: Retries = Retries()
     """What happens to a request whose worker failed."""
+    queue: Queue = Queue()
+    """How many requests wait at the gateway, and for how long."""
+    shutdown: Shutdown = Shutdown()
+    """What happens between SIGTERM and the end."""
     logging: Logging = Logging()
     """What is said on stderr."""
     log_facts: Name | None = None
@@ -250,19 +282,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 key_sha256=digest,
                 max_streams=tenant.max_streams,
                 tokens_per_minute=tenant.tokens_per_minute,
+                requests_per_minute=tenant.requests_per_minute,
             )
             for tenant in self.tenant_settings
             for digest in tenant.digests()
         )
-
-    @property
-    def requests_per_minute(self) -> dict[str, int]:
-        """The limit of each tenant that has one."""
-        return {
-            tenant.name: tenant.requests_per_minute
-            for tenant in self.tenant_settings
-            if tenant.requests_per_minute is not None
-        }
 
     @property
     def anonymous(self) -> bool:

@@ -18,6 +18,10 @@ class Prediction(msgspec.Struct, frozen=True):
     itl_spread: float = 0.0
     cached_tokens: int = 0
     """Prompt tokens believed to be in the worker's KV cache."""
+    ttft_factor: float = 1.0
+    """What of `ttft_s` corrects for how outcomes of late differed from step times alone."""
+    itl_factor: float = 1.0
+    """The same of `itl_s`."""
 
 
 class Dispatch(msgspec.Struct, frozen=True, tag=True):

@@ -85,7 +85,7 @@ class StreamBroke(msgspec.Struct, frozen=True, tag=True):
 
 
 class StreamStopped(msgspec.Struct, frozen=True, tag=True):
-    """A request was taken off its worker as the kernel wished, and can go on from its last token."""
+    """A request was taken off its worker as was wished, and can go on from its last token."""
 
     request_id: str
     worker_id: str

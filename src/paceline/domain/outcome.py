@@ -12,6 +12,7 @@ class Outcome(msgspec.Struct, frozen=True):
     """A request that is over, as its client met it."""
 
     request: Request
+    """As it was asked for: whatever becomes of it, this is what was promised."""
     worker: str
     """The last one that it was sent to; empty if none."""
     status: int
@@ -34,9 +35,16 @@ class Outcome(msgspec.Struct, frozen=True):
     prompt_tokens: int | None
     cached_tokens: int | None
     output_tokens: int
+    degraded_to: Request | None = None
+    """As it was served instead, by a lower tier or another model; None: as it was asked for."""
+    moved: int = 0
+    """How often it was taken off its worker to go on elsewhere, or was lost by it."""
+    paused: int = 0
+    """How often it was taken off its worker for others."""
 
     @property
     def kept(self) -> bool:
-        """Was the promise kept?"""
-        fine = not self.error and self.status < 400
-        return fine and self.request.promise.kept(self.ttft_s, self.itl_s, self.stall_s)
+        """Was the promise kept, and the deadline?"""
+        if self.error or self.status >= 400 or self.seconds > self.request.deadline_s:
+            return False
+        return self.request.promise.kept(self.ttft_s, self.itl_s, self.stall_s)

@@ -13,7 +13,7 @@ BLOCK_BYTES = 256
 """Bytes of prompt text in one block of `Request.blocks`, about 64 tokens of English."""
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """One generation, reduced to what decisions need; its text stays at the gateway."""
 
     id: str

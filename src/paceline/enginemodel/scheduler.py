@@ -118,6 +118,10 @@ class Scheduler:
                 left += max(tokens - done, 1)
         return left
 
+    def __contains__(self, request_id: str) -> bool:
+        """Is the request here, and not over?"""
+        return request_id in self._requests
+
     def produced(self, request_id: str, ended: int = 0) -> int:
         """Tokens of the answer so far, with so many steps of the plan under way over."""
         request = self._requests[request_id]

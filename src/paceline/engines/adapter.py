@@ -32,6 +32,13 @@ class Adapter(Protocol):
         """Fields to add to a generation's body. `urgency`: 0 is the most urgent tier."""
         ...
 
+    def token_ids(self, path: str) -> Mapping[str, Any]:
+        """Fields that ask for the ids of the prompt's and the answer's tokens beside their text.
+
+        Empty: this engine has none, or it needs none to go on with an answer.
+        """
+        ...
+
     def continuation(
         self, path: str, body: dict[str, Any], text: str, token_ids: list[int] | None
     ) -> dict[str, Any] | None:

@@ -52,6 +52,10 @@ class LlamaCpp:
         """None: its queue knows no priorities."""
         return {}
 
+    def token_ids(self, path: str) -> Mapping[str, Any]:
+        """None: OpenAI's endpoints have none here."""
+        return {}
+
     def continuation(
         self, path: str, body: dict[str, Any], text: str, token_ids: list[int] | None
     ) -> dict[str, Any] | None:

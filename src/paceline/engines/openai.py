@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from paceline.domain.worker import WorkerReport
-from paceline.engines.continuation import longer_prompt
+from paceline.engines.continuation import COMPLETION_TOKENS, longer_prompt
 from paceline.engines.probe import Models, Probe
 
 
@@ -24,11 +24,17 @@ class OpenAI:
         """None: strict servers refuse what they do not know."""
         return {}
 
+    def token_ids(self, path: str) -> Mapping[str, Any]:
+        """None: there is no field for it."""
+        return {}
+
     def continuation(
         self, path: str, body: dict[str, Any], text: str, token_ids: list[int] | None
     ) -> dict[str, Any] | None:
         """Text completions go on everywhere; how a chat would is each engine's own affair."""
-        return longer_prompt(body, text, token_ids) if path == "/v1/completions" else None
+        if path != "/v1/completions":
+            return None
+        return longer_prompt({"max_tokens": COMPLETION_TOKENS, **body}, text, token_ids)
 
     async def report(self, session: aiohttp.ClientSession) -> WorkerReport:
         """Healthy if `/v1/models` answers; where that path is not served, if `/health` does."""

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 from paceline.domain.worker import WorkerReport
-from paceline.engines.continuation import longer_chat, longer_prompt
+from paceline.engines.continuation import COMPLETION_TOKENS, longer_chat, longer_prompt
 from paceline.engines.metrics import Metrics
 from paceline.engines.probe import Models, Probe
 
@@ -31,12 +31,16 @@ class VLLM:
         """Its `priority`: lower runs earlier. Without `--scheduling-policy priority` ignored."""
         return {"priority": urgency} if path in WITH_PRIORITY else {}
 
+    def token_ids(self, path: str) -> Mapping[str, Any]:
+        """Chats go on by their messages, so that their ids would serve nothing."""
+        return {"return_token_ids": True} if path == "/v1/completions" else {}
+
     def continuation(
         self, path: str, body: dict[str, Any], text: str, token_ids: list[int] | None
     ) -> dict[str, Any] | None:
         """A chat's partial answer is left open at its end; its template must allow that."""
         if path == "/v1/completions":
-            return longer_prompt(body, text, token_ids)
+            return longer_prompt({"max_tokens": COMPLETION_TOKENS, **body}, text, token_ids)
         if path != "/v1/chat/completions":
             return None
         longer = longer_chat(body, text, last_is_open=bool(body.get("continue_final_message")))

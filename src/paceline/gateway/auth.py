@@ -8,8 +8,10 @@ know its tier.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterable, Mapping
 from math import isfinite
+from operator import attrgetter
 
 from paceline.domain.errors import InvalidRequest, Unauthorized
 from paceline.domain.promise import ANONYMOUS, Promise, Tenant, Tier
@@ -22,6 +24,11 @@ OWN_TIER = frozenset({"auto", "default", "priority", "scale", "standard_only"})
 """Values of `service_tier` (OpenAI's, Anthropic's) that ask for no less than one has."""
 LOWEST_TIER = "flex"
 
+FOUND_BY = 16
+"""Bytes of a key's digest by which its tenant is looked up."""
+
+_by_rank = attrgetter("rank")
+
 
 class Directory:
     """All tenants by key, all tiers by name."""
@@ -33,10 +40,10 @@ class Directory:
         default_tier: str,
         anonymous: bool,
     ) -> None:
-        self._tiers = dict(tiers)
-        self._by_key = {tenant.key_sha256: tenant for tenant in tenants}
+        self.tiers = dict(tiers)
+        self._by_key = {tenant.key_sha256[:FOUND_BY]: tenant for tenant in tenants}
         self._anonymous = Tenant(ANONYMOUS, default_tier) if anonymous else None
-        ranked = sorted(tiers.values(), key=_rank, reverse=True)
+        ranked = sorted(tiers.values(), key=_by_rank, reverse=True)
         self._lowest = ranked[-1]
         self._urgency = {tier.name: place for place, tier in enumerate(ranked)}
 
@@ -45,13 +52,9 @@ class Directory:
         return self._urgency[tier]
 
     def identify(self, headers: Mapping[str, str]) -> Tenant:
-        """Who sent these headers (lower-case names); 401 if nobody who may ask.
-
-        The look-up by digest need not run in constant time: its timing could only tell how much
-        of a SHA-256 was right, and nobody can choose a key by the digits of its SHA-256.
-        """
+        """Who sent these headers (lower-case names); 401 if nobody who may ask."""
         key = _key(headers)
-        if key and (tenant := self._by_key.get(hashlib.sha256(key.encode()).digest())):
+        if key and (tenant := self._owner(key)):
             return tenant
         # A wrong key is an error, not an anonymous request: its owner expects a better tier. Where
         # no keys exist none can be wrong, and most clients insist on sending one.
@@ -61,46 +64,43 @@ class Directory:
             raise Unauthorized("The API key is not known here.")
         raise Unauthorized("An API key is needed: send it as `Authorization: Bearer KEY`.")
 
+    def _owner(self, key: str) -> Tenant | None:
+        """Whose key this is.
+
+        The first half of the digest finds a candidate; the whole is compared in constant time.
+        """
+        digest = hashlib.sha256(key.encode()).digest()
+        tenant = self._by_key.get(digest[:FOUND_BY])
+        if tenant is not None and hmac.compare_digest(tenant.key_sha256, digest):
+            return tenant
+        return None
+
     def resolve(
         self, tenant: Tenant, headers: Mapping[str, str], service_tier: str | None
     ) -> tuple[Tier, Promise]:
         """The tier and promise of a request: the tenant's own, or less where it asks for less."""
-        own = self._tiers[tenant.tier]
-        asked = [self._tiers.get(_first(headers, OBJECTIVE_HEADERS) or "", own)]
+        own = self.tiers[tenant.tier]
+        asked = [self.tiers.get(_first(headers, OBJECTIVE_HEADERS) or "", own)]
         if service_tier is not None:
             asked.append(self._service_tier(service_tier, own))
-        tier = min(own, *asked, key=_rank)
-        promise = _loosest(own.promise, tier.promise)
+        tier = min(own, *asked, key=_by_rank)
+        # A tier of less weight may still promise more in one respect; that is not handed out.
+        promise = own.promise.loosest(tier.promise)
         return tier, promise.lowered(
             ttft_s=_seconds(headers, TTFT_HEADERS), itl_s=_seconds(headers, TPOT_HEADERS)
         )
 
     def _service_tier(self, name: str, own: Tier) -> Tier:
-        if name in self._tiers:
-            return self._tiers[name]
+        if name in self.tiers:
+            return self.tiers[name]
         if name in OWN_TIER:
             return own
         if name == LOWEST_TIER:
             return self._lowest
-        known = ", ".join(sorted({*OWN_TIER, LOWEST_TIER, *self._tiers}))
+        known = ", ".join(sorted({*OWN_TIER, LOWEST_TIER, *self.tiers}))
         raise InvalidRequest(
             f"There is no service tier {name!r}; there are {known}.", param="service_tier"
         )
-
-
-def _rank(tier: Tier) -> tuple[float, float, float, float]:
-    """Low tiers first: by weight, then by how little is promised."""
-    promise = tier.promise
-    return (tier.weight, -promise.ttft_s, -promise.itl_s, -promise.stall_s)
-
-
-def _loosest(one: Promise, other: Promise) -> Promise:
-    """A tier of less weight may still promise more in one respect; that is not handed out."""
-    return Promise(
-        ttft_s=max(one.ttft_s, other.ttft_s),
-        itl_s=max(one.itl_s, other.itl_s),
-        stall_s=max(one.stall_s, other.stall_s),
-    )
 
 
 def _key(headers: Mapping[str, str]) -> str:

@@ -50,6 +50,9 @@ USAGE = re.compile(rb'"usage"\s*:\s*\{')
 ERROR = re.compile(rb'^(?:event: error|data: \{\s*"(?:error"|object"\s*:\s*"error"))', re.MULTILINE)
 """At the start of an event by which an engine reports an error."""
 
+DONE = b"data: [DONE]\n\n"
+"""How OpenAI's streams end."""
+
 PROMPT_TOKENS = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d+)')
 OUTPUT_TOKENS = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d+)')
 CACHED_TOKENS = re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d+)')

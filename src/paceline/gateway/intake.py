@@ -11,6 +11,9 @@ from msgspec import UNSET, Raw, UnsetType
 
 from paceline.domain.errors import InvalidRequest
 from paceline.domain.request import BLOCK_BYTES
+from paceline.domain.worker import Worker
+from paceline.gateway.flavors import FLAVORS
+from paceline.gateway.ports import Dialect
 
 MAX_BLOCKS = 1024
 """Longest prefix that is told apart: 256 KB of text."""
@@ -45,7 +48,7 @@ def read(body: bytes) -> Body:
     """The body's fields. Raises InvalidRequest with msgspec's sentence and place."""
     try:
         return _decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidRequest(f"the body is not a valid JSON request: {error}") from None
 
 
@@ -111,3 +114,50 @@ def with_fields(body: bytes, fields: dict[str, Any]) -> bytes:
     end = body.rindex(b"}")
     comma = b"" if body[:end].rstrip().endswith(b"{") else b","
     return body[:end] + comma + msgspec.json.encode(fields)[1:]
+
+
+def wants_usage(body: Body) -> bool:
+    """Shall the stream end with its token counts?"""
+    return bool(body.stream_options and body.stream_options.get("include_usage"))
+
+
+class Payload(msgspec.Struct, frozen=True, gc=False):
+    """A request's body as its engine gets to read it."""
+
+    data: bytes
+    strip_usage: bool = False
+    """We ask for the usage and the client does not: cut it out again."""
+    cut_ids: bool = False
+    """So with the token ids."""
+
+
+def payload(
+    data: bytes,
+    body: Body | None,
+    path: str,
+    worker: Worker,
+    dialect: Dialect,
+    urgency: int,
+    resumable: bool,
+) -> Payload:
+    """What this worker gets to read of the body `data`, whose fields are `body`."""
+    if body is None:
+        return Payload(data)
+    fields: dict[str, Any] = {}
+    strip = cut = False
+    name = worker.serves_as or worker.model
+    if body.model is not None and body.model != name:
+        fields["model"] = name
+    if (flavor := FLAVORS.get(path)) is not None:
+        fields.update(dialect.extras(path, urgency))
+        if flavor.openai_usage and body.stream:
+            strip = not wants_usage(body)
+            if strip:
+                options = body.stream_options or {}
+                fields["stream_options"] = {**options, "include_usage": True}
+        # Stop strings make engines hold text back, for which ids would be ahead of it.
+        if resumable and b'"stop"' not in data and b'"return_token_ids"' not in data:
+            ids = dialect.token_ids(path)
+            cut = bool(ids)
+            fields.update(ids)
+    return Payload(with_fields(data, fields) if fields else data, strip, cut)

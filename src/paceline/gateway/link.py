@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 from paceline.domain.facts import Step
 from paceline.domain.worker import Worker
 from paceline.gateway.ports import Dialect
@@ -19,6 +21,22 @@ FORWARDED = ("content-type", "accept", "traceparent", "tracestate", "anthropic-v
 
 MAX_IDLE = 512
 """Connections to one engine that are kept for later."""
+
+
+class Timeouts(msgspec.Struct, frozen=True):
+    """How long an engine may keep a request waiting, in seconds."""
+
+    connect_s: float = 5.0
+    first_token_s: float = 600.0
+    stall_s: float = 120.0
+
+    def passed(self, silent_s: float, connecting: bool, flows: bool) -> str:
+        """Which of them an engine's silence has outlasted; empty: none."""
+        if flows:
+            return f"no token for {silent_s:.0f} s" if silent_s > self.stall_s else ""
+        if connecting and silent_s > self.connect_s:
+            return f"no connection within {self.connect_s:g} s"
+        return f"no answer within {self.first_token_s:g} s" if silent_s > self.first_token_s else ""
 
 
 class EngineLink:

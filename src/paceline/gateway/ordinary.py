@@ -17,7 +17,10 @@ from paceline.domain.errors import MethodNotAllowed, NotFound, PacelineError, Un
 def ordinary_app(
     names: Mapping[str, str], started_at: float, ready: Callable[[], bool]
 ) -> Starlette:
-    """The application behind the relay. `names`: public names and aliases, with their models."""
+    """The application behind the relay.
+
+    `names`: public names and aliases, with their models, as they are at the time of each request.
+    """
 
     def model(name: str) -> dict[str, object]:
         owner = {"object": "model", "owned_by": "paceline", "created": int(started_at)}
@@ -38,7 +41,7 @@ def ordinary_app(
 
     async def readiness(request: Request) -> Response:
         if not ready():
-            raise Unavailable("a model has no usable worker", retry_after_s=1.0)
+            raise Unavailable("a model has no usable worker, or the end is near", retry_after_s=1.0)
         return _json({"status": "ready"})
 
     async def refused(request: Request, error: Exception) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from paceline.domain.facts import Fact
 
@@ -12,11 +12,32 @@ if TYPE_CHECKING:
     from paceline.gateway.link import EngineLink
 
 
+Turn = Literal["moved", "paused", "shed"]
+"""What may befall a request: it is taken off its worker to go on elsewhere, or for others; or it is
+turned away."""
+
+
 class Dialect(Protocol):
     """What is particular about requests to one kind of engine."""
 
     def extras(self, path: str, urgency: int) -> Mapping[str, Any]:
         """Fields to add to a generation's body. `urgency`: 0 is the most urgent tier."""
+        ...
+
+    def token_ids(self, path: str) -> Mapping[str, Any]:
+        """Fields that ask for the ids of the prompt's and the answer's tokens beside their text.
+
+        Empty: this engine has none, or it needs none to go on with an answer.
+        """
+        ...
+
+    def continuation(
+        self, path: str, body: dict[str, Any], text: str, token_ids: list[int] | None
+    ) -> dict[str, Any] | None:
+        """The body with which a generation goes on after `text`, which it has produced.
+
+        `token_ids` are the tokens of exactly that text, if known. None: it cannot go on here.
+        """
         ...
 
 
@@ -39,6 +60,10 @@ class Host(Protocol):
 
     def gaps(self, exchange: Exchange) -> list[int]:
         """The ITL histogram that this request's gaps count in."""
+        ...
+
+    def note(self, exchange: Exchange, turn: Turn, because: str) -> None:
+        """A request takes this turn, to be counted."""
         ...
 
     def closed(self, exchange: Exchange) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
-from paceline.gateway.flavors import ERROR, USAGE, Flavor
+from paceline.gateway.flavors import ERROR
+from paceline.gateway.sieve import Sieve
 from paceline.gateway.steps import StepWatch
 from paceline.gateway.upstream import EngineConnection
 from paceline.wire.http1 import (
@@ -50,6 +51,10 @@ class Owner(Protocol):
         """The answer begins, with its first token or not; gives the head for the client."""
         ...
 
+    def on_first_token(self, now: float) -> None:
+        """The first token has been passed on. What this leads to may end the relay."""
+        ...
+
     def on_complete(self, now: float) -> None: ...
     def on_trouble(self, because: str) -> None: ...
     def on_bug(self) -> None: ...
@@ -63,21 +68,17 @@ class Relay:
         "_carry",
         "_chunks",
         "_client",
-        "_flavor",
         "_gaps",
+        "_keeps",
         "_left",
         "_live",
         "_mark",
         "_missing",
         "_owner",
         "_paused_at",
-        "_plain",
-        "_separator",
-        "_strip",
-        "_unfinished",
+        "_sieve",
         "_watch",
         "connection",
-        "failed",
         "first_at",
         "head",
         "heard",
@@ -96,9 +97,7 @@ class Relay:
         connection: EngineConnection,
         watch: StepWatch,
         gaps: list[int],
-        flavor: Flavor,
-        strip: bool,
-        plain: bool,
+        sieve: Sieve,
         now: float,
     ) -> None:
         self._owner = owner
@@ -106,9 +105,8 @@ class Relay:
         self.connection = connection
         self._watch = watch
         self._gaps = gaps
-        self._flavor = flavor
-        self._strip = strip
-        self._plain = plain  # the client cannot read chunks (HTTP/1.0)
+        self._sieve = sieve
+        self._keeps = sieve.produced is not None
         self._chunks = Chunks()
         self._carry: list[bytes] = []  # bytes that are no whole part of the answer yet
         self._missing = 0  # how many more are wanted before it is worth looking at them
@@ -116,8 +114,6 @@ class Relay:
         self._live = False  # counted among the watch's live streams
         self._burst = 0
         self._mark = b""  # what this engine's tokens show, and nothing else
-        self._separator = b"\n\n"
-        self._unfinished = b""  # an event that goes on in the next chunk
         self._paused_at = 0.0
         self.mode: Mode = self._head
         self.head: ResponseHead | None = None
@@ -133,8 +129,6 @@ class Relay:
         self.tokens = 0
         self.tail = b""
         """The last part of the answer, where the usage stands."""
-        self.failed = False
-        """The engine reported an error within the stream."""
 
     def on_bytes(self, data: bytes) -> None:
         """Bytes came from the engine."""
@@ -156,7 +150,7 @@ class Relay:
     def on_closed(self, because: str, clean: bool) -> None:
         """The connection is gone; `clean`: the engine closed it in order."""
         if clean and self.mode == self._until_close:
-            self._client.send(b"" if self._plain else LAST_CHUNK)
+            self._client.send(b"" if self._sieve.plain else LAST_CHUNK)
             self._owner.on_complete(self.last_at)
         else:
             self._owner.on_trouble(because)
@@ -181,8 +175,10 @@ class Relay:
         rest = data[end:]
         if head.status >= 300 and not self._owner.on_head(head, rest):
             return
+        events = head.get("content-type").lower().startswith("text/event-stream")
+        if self._sieve.seam is not None and not (events and head.chunked):
+            raise WireError("this is no stream to go on with")
         if head.chunked:
-            events = head.get("content-type").lower().startswith("text/event-stream")
             self.mode = self._before_token if events else self._chunked
         elif head.length is not None:
             self._left = head.length
@@ -195,13 +191,13 @@ class Relay:
 
     def _before_token(self, data: bytes, now: float) -> None:
         """Hold role and set-up events back until there is a token, or the end."""
-        chunks, flavor = self._chunks, self._flavor
+        chunks, sieve = self._chunks, self._sieve
         end = chunks.walk(data)
         payload = b"".join(payloads(data[:end]))
         if b"\r\n\r\n" in payload:
-            self._separator = b"\r\n\r\n"
-        events = payload[: self._events_end(payload)]
-        first = flavor.first.search(events)
+            sieve.separator = b"\r\n\r\n"
+        events = payload[: sieve.end_of_events(payload)]
+        first = sieve.flavor.first.search(events)
         if (first is None or chunks.done) and (error := ERROR.search(events)):
             words = events[error.start() :][:300].decode("utf-8", "replace")
             raise WireError(f"error in the stream: {words.strip()}")
@@ -209,17 +205,21 @@ class Relay:
             self.last_at = now
             self._hold(data, chunks.missing)
             return
-        self.first_at = self.token_at = self.last_at = now
-        begun = events.rfind(self._separator, 0, first.start()) + 1 if first else len(events)
-        tokens = flavor.token.findall(events, begun)
+        begun = events.rfind(sieve.separator, 0, first.start()) + 1 if first else len(events)
+        tokens = sieve.flavor.token.findall(events, begun)
         self._mark = tokens[0] if tokens else b"data:"
         self.tokens = len(tokens)
-        passed, _ = self._sifted(data[:end])
+        passed, sound = self._sifted(data[:end])
+        if sieve.trouble and not sound:
+            raise WireError(sieve.trouble)
+        self.first_at = self.token_at = self.last_at = now
         head = self._owner.on_answer(now, token=True)
-        self._live = True
-        self._burst = self._watch.first(now)
-        self.mode = self._events if self._plain else self._tokens
+        self.mode = self._events if sieve.plain or sieve.seam is not None else self._tokens
         self._send(head + passed)
+        self._owner.on_first_token(now)
+        if self.mode is not _ignore and not self._paused_at:
+            self._live = True
+            self._burst = self._watch.first(now)
         self._go_on(data, end, now)
 
     def _tokens(self, data: bytes, now: float) -> None:
@@ -227,19 +227,20 @@ class Relay:
         chunks = self._chunks
         end = chunks.walk(data)
         tokens = data.count(self._mark, 0, end)
-        if not tokens or chunks.uneven or tokens != data.count(b"\n\n", 0, end):
+        odd = chunks.uneven or chunks.done
+        if not tokens or odd or tokens != data.count(b"\n\n", 0, end):
             self._look_closer(data, end, now)
             return
         self.last_at = now
         self.tail = data
+        whole = end == len(data)
+        passed = data if whole else data[:end]
+        if self._keeps:
+            passed = self._sieve.tokens(passed)
+        self._send(passed)
         self._count(tokens, now)
-        if end < len(data):
-            self._send(data[:end])
+        if not whole:
             self._go_on(data, end, now)
-        else:
-            self._send(data)
-            if chunks.done:
-                self._complete(now)
 
     def _events(self, data: bytes, now: float) -> None:
         """A stream whose events must be told apart: its chunks cut them, or the client has none."""
@@ -250,50 +251,28 @@ class Relay:
         self.last_at = now
         if end:
             passed, tokens = self._sifted(data[:end])
-            if tokens:
-                self._count(tokens, now)
             if passed:
                 self._send(passed)
+            if tokens:
+                self._count(tokens, now)
         self._go_on(data, end, now)
 
     def _go_on(self, data: bytes, end: int, now: float) -> None:
         """What lies behind `end` is no whole chunk yet, or not ours."""
+        if self.mode is _ignore:  # what was told has taken the request elsewhere
+            return
+        if self._sieve.trouble:
+            raise WireError(self._sieve.trouble)
         if end < len(data):
             self._hold(data[end:], self._chunks.missing)
         if self._chunks.done:
             self._complete(now)
 
     def _sifted(self, frames: bytes) -> tuple[bytes, int]:
-        """Whole chunks as this client shall see them, and how many tokens they hold."""
-        payload = self._unfinished + b"".join(payloads(frames))
-        end = len(payload) if self._chunks.done else self._events_end(payload)
-        self._unfinished = payload[end:]
-        if len(self._unfinished) > MAX_HELD:
-            raise WireError("an event of the stream is too large")
-        events = payload[:end].split(self._separator)
-        tokens = 0
-        passed = []
-        for event in events:
-            token = self._flavor.token.search(event) is not None
-            tokens += token
-            if USAGE.search(event):
-                self.tail = event
-                if self._strip and not token:
-                    continue
-            self.failed = self.failed or ERROR.search(event) is not None
-            passed.append(event)
-        if len(passed) == len(events) and not self._plain and not self._chunks.uneven:
-            return frames, tokens
-        payload = self._separator.join(passed)
-        if self._plain:
-            return payload, tokens
-        ending = LAST_CHUNK if self._chunks.done else b""
-        return (chunk(payload) if payload else b"") + ending, tokens
-
-    def _events_end(self, payload: bytes) -> int:
-        """Where the last whole event ends."""
-        at = payload.rfind(self._separator)
-        return at + len(self._separator) if at >= 0 else 0
+        passed, tokens = self._sieve.sift(frames, self._chunks)
+        if self._sieve.counted:
+            self.tail, self._sieve.counted = self._sieve.counted, b""
+        return passed, tokens
 
     def _count(self, tokens: int, now: float) -> None:
         gap_s = now - self.token_at
@@ -312,7 +291,7 @@ class Relay:
         if end:
             frames = data[:end]
             self.tail = (self.tail + frames)[-TAIL:]
-            passed = b"".join(payloads(frames)) if self._plain else frames
+            passed = b"".join(payloads(frames)) if self._sieve.plain else frames
             self._send(self._answer_head(now) + passed)
         self._go_on(data, end, now)
 
@@ -336,7 +315,7 @@ class Relay:
         self.first_at = self.first_at or now
         self.last_at = now
         self.tail = (self.tail + data)[-TAIL:]
-        self._send(data if self._plain else chunk(data))
+        self._send(data if self._sieve.plain else chunk(data))
 
     def _answer_head(self, now: float) -> bytes:
         """The head of an answer that is no event stream, with the first of its body."""
@@ -375,6 +354,11 @@ class Relay:
             self.last_at = now
             self._paused_at = 0.0
             self.connection.resume()
+
+    @property
+    def failed(self) -> bool:
+        """The engine reported an error within the stream."""
+        return self._sieve.failed
 
     @property
     def paused(self) -> bool:

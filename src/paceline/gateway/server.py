@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 import uvicorn
+from msgspec.structs import replace
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -28,6 +29,7 @@ from paceline.domain.errors import (
     RequestTimeout,
     Unavailable,
 )
+from paceline.domain.promise import Tier
 from paceline.domain.request import Request
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
@@ -41,6 +43,8 @@ from paceline.gateway.intake import (
     read,
 )
 from paceline.gateway.ports import Host
+from paceline.gateway.quota import Quotas
+from paceline.gateway.resume import resumable
 from paceline.wire.server import HttpRequest, ServerConnection
 
 log = structlog.get_logger("paceline")
@@ -67,8 +71,11 @@ class Gateway:
         names: Mapping[str, str],
         own: ASGIApp,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        quotas: Quotas | None = None,
     ) -> None:
         self.directory = directory
+        self.quotas = quotas or Quotas()
+        """What tenants may use; the host tells it of each request that is over."""
         self.names = names
         """Public names and aliases of the models, each with the model it means."""
         self._host = host
@@ -115,6 +122,7 @@ class Gateway:
         model = self._model(http, body)
         text = prompt_text(body) if body is not None else b""
         size, tokens = prompt_size(text)
+        streaming = body is not None and bool(body.stream)
         request = Request(
             id=request_id,
             model=model,
@@ -122,17 +130,44 @@ class Gateway:
             tier=tier.name,
             promise=promise,
             weight=tier.weight,
+            overload=tier.overload,
+            preemptible=tier.preemptible,
+            deadline_s=tier.deadline_s,
+            resumable=streaming and resumable(http.path, http.method, http.body),
             prompt_bytes=size,
             prompt_tokens=tokens,
             max_tokens=max_tokens(body) if body is not None else None,
             blocks=prefix_blocks(text),
-            streaming=bool(body is not None and body.stream),
+            streaming=streaming,
             seed=int.from_bytes(self._random(4), "big"),
         )
-        urgency = self.directory.urgency(tier.name)
-        exchange = Exchange(self._host, connection, http, body, request, urgency, now)
+        request = self._with_way_down(request, tier)
+        urgency = self.directory.urgency
+        rate = self.quotas.admit(request, now)  # the last that may refuse: what is let in must end
+        exchange = Exchange(self._host, connection, http, body, request, urgency, now, rate)
         connection.context = exchange
         self._host.open(exchange)
+
+    def _with_way_down(self, request: Request, tier: Tier) -> Request:
+        """The request with what it becomes when its tier's promise cannot be kept."""
+        if tier.overload != "degrade":
+            return request
+        other = self.directory.tiers.get(tier.degrade_to)
+        if other is not None:
+            lower = replace(
+                request,
+                tier=other.name,
+                promise=request.promise.loosest(other.promise),
+                weight=other.weight,
+                overload=other.overload,
+                preemptible=other.preemptible,
+                deadline_s=other.deadline_s,
+            )
+            return replace(request, instead=self._with_way_down(lower, other))
+        model = self.names.get(tier.degrade_to, request.model)
+        if model == request.model:
+            return request  # another model is as far down as it goes
+        return replace(request, instead=replace(request, model=model))
 
     def _model(self, http: HttpRequest, body: Body | None) -> str:
         """The model that a request is for."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from paceline.domain.commands import Command, Dispatch, Fail, Hold, Prediction, Shed
+from paceline.domain.commands import Command, Fail, Shed
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
@@ -24,14 +24,17 @@ from paceline.domain.facts import (
     StepsSeen,
     StreamBroke,
     StreamEnded,
+    StreamStopped,
     TimerFired,
     WorkerAdded,
     WorkerRemoved,
     WorkerReported,
 )
-from paceline.domain.request import LIFECYCLE, Event, Request, State
-from paceline.kernel.ledger import Entry
+from paceline.domain.request import Event
+from paceline.kernel.dispatcher import Bounds, Dispatcher
+from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
+from paceline.kernel.watch import Watch
 from paceline.kernel.worker import WorkerState
 from paceline.policy.route import POLICIES, Policy
 
@@ -44,42 +47,16 @@ class Settings(msgspec.Struct, frozen=True):
 
     policy: str = "headroom"
     """One of `paceline.policy.route.POLICIES`."""
-    margin: float = 0.1
+    margin: float = 0.0
     """Share of a promise kept free for what cannot be foreseen; 0 to below 1."""
     attempts: int = 3
-    """Workers that a request may be tried on before its first token; 1 to 10."""
+    """Workers that may fail a request before it is given up; 1 to 10."""
     hold_s: float = 5.0
     """How long a request waits for a worker to become usable; seconds, 0 to 600."""
-    max_held: int = 1000
-    """Requests of one model that may wait so."""
-
-
-class Live:
-    """A request that is not over."""
-
-    __slots__ = (
-        "arrived_at",
-        "attempt",
-        "because",
-        "predicted",
-        "request",
-        "state",
-        "timed_out",
-        "tried",
-        "worker",
-    )
-
-    def __init__(self, request: Request, now: float) -> None:
-        self.request = request
-        self.state = State.QUEUED
-        self.arrived_at = now
-        self.attempt = 0
-        self.tried: list[str] = []
-        self.worker: WorkerState | None = None
-        self.predicted: Prediction | None = None
-        self.because = ""
-        """Why the last attempt failed."""
-        self.timed_out = False
+    max_wait_s: float = 600.0
+    """How long a request waits for room on a worker; seconds, above 0."""
+    max_waiting: int = 10_000
+    """Requests of one model and tier that may wait; 0 or more."""
 
 
 class Kernel:
@@ -99,8 +76,9 @@ class Kernel:
         self._policy: Policy = named() if isinstance(named, type) else named
         self._learn: Callable[[Fact, float], None] | None = getattr(self._policy, "learn", None)
         self._now = 0.0
-        self._held: dict[str, dict[str, Live]] = {}
-        """Requests that wait for a usable worker, by model, in order of arrival."""
+        bounds = Bounds(settings.hold_s, settings.max_wait_s, settings.max_waiting)
+        self._dispatcher = Dispatcher(bounds, self._policy, self.pools, self.requests)
+        self._watch = Watch(self.pools, self.requests, self._dispatcher, self._blame)
         self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
             RequestArrived: self._arrived,
             FirstTokenSeen: self._first_token,
@@ -108,6 +86,7 @@ class Kernel:
             StreamEnded: self._ended,
             DispatchFailed: self._dispatch_failed,
             StreamBroke: self._broke,
+            StreamStopped: self._stopped,
             ClientLeft: self._left,
             WorkerAdded: self._worker_added,
             WorkerRemoved: self._worker_removed,
@@ -125,17 +104,11 @@ class Kernel:
 
     def next_deadline(self) -> float:
         """When a `TimerFired` is wanted at the latest; infinite if never."""
-        times = [inf]
-        for model, held in self._held.items():
-            if held:
-                oldest = next(iter(held.values()))
-                times.append(oldest.arrived_at + self.settings.hold_s)
-                times += [w.ejected_until for w in self._workers(model)]
-        return min(at for at in times if at > self._now)
+        return min(self._dispatcher.look_at, self._watch.look_at)
 
     def held(self) -> dict[str, int]:
         """How many requests wait, by model."""
-        return {model: len(held) for model, held in self._held.items()}
+        return self._dispatcher.counts()
 
     def loads(self, now: float) -> list[PeerLoad]:
         """What is in flight from here, for other gateways to be told."""
@@ -144,62 +117,29 @@ class Kernel:
     # Requests.
 
     def _arrived(self, fact: RequestArrived, now: float) -> list[Command]:
+        if fact.request.id in self.requests:
+            return []
         live = Live(fact.request, now)
         self.requests[fact.request.id] = live
-        return self._place(live, now)
-
-    def _place(self, live: Live, now: float) -> list[Command]:
-        """Send a queued request to a worker, or let it wait for one."""
-        request = live.request
-        pool = self.pools.get(request.model)
-        places = pool.usable(now, live.tried) if pool is not None else []
-        if pool is None or not places:
-            return self._hold(live, now)
-        ask = pool.ask(request, now - live.arrived_at, now)
-        choice = self._policy(pool, ask, places)
-        worker = pool.workers[pool.ids[choice.place]]
-        live.attempt += 1
-        command = Dispatch(
-            request.id, worker.worker.id, choice.because, choice.predicted, live.attempt
-        )
-        live.worker, live.predicted = worker, choice.predicted
-        self._move(live, Event.DISPATCHED)
-        deadline = live.arrived_at + request.promise.ttft_s
-        entry = Entry(request, ask.prompt_tokens, ask.cached.get(choice.place, 0.0), now, deadline)
-        worker.sent(entry, choice.predicted, now)
-        pool.dispatched(entry.uncached)
-        pool.prefixes.insert(choice.place, request.blocks)
-        pool.touch(worker)
-        return [command]
-
-    def _hold(self, live: Live, now: float) -> list[Command]:
-        held = self._held.setdefault(live.request.model, {})
-        over = now >= live.arrived_at + self.settings.hold_s
-        if over or len(held) >= self.settings.max_held:
-            held.pop(live.request.id, None)
-            if live.because:
-                self._finish(live, Event.GAVE_UP)
-                return [Fail(live.request.id, live.because, live.timed_out)]
-            self._finish(live, Event.SHED)
-            because = f"no worker of {live.request.model} is available"
-            return [Shed(live.request.id, because, retry_after_s=5.0, unavailable=True)]
-        if live.request.id in held:
-            return []
-        held[live.request.id] = live
-        return [Hold(live.request.id, "no worker is usable")]
+        self._watch.begin(now)
+        return self._dispatcher.arrived(live, now)
 
     def _first_token(self, fact: FirstTokenSeen, now: float) -> list[Command]:
         live = self.requests.get(fact.request_id)
-        if live is None or not self._move(live, Event.FIRST_TOKEN):
+        if live is None or not live.move(Event.FIRST_TOKEN):
             return []
         assert live.worker is not None
         worker = live.worker
         entry = worker.ledger.entries[fact.request_id]
+        if worker.failures:
+            self.pools[worker.worker.model].regroup()
         worker.first_token(entry, fact.at)
+        live.begun_at = min(live.begun_at, fact.at)
         if live.predicted is not None:
             worker.ttft.add(live.predicted.ttft_s, fact.at - entry.sent_at)
-        self._touch(worker)
-        return []
+            raw_s = live.predicted.ttft_s / live.predicted.ttft_factor
+            self.pools[worker.worker.model].ttft.add(raw_s, fact.at - entry.sent_at)
+        return self._room_on(worker, now)
 
     def _steps(self, fact: StepsSeen, now: float) -> list[Command]:
         worker = self.workers.get(fact.worker_id)
@@ -211,42 +151,43 @@ class Kernel:
 
     def _ended(self, fact: StreamEnded, now: float) -> list[Command]:
         live = self.requests.get(fact.request_id)
-        if live is None or live.worker is None or not self._move(live, Event.ENDED):
+        if live is None or live.worker is None or not live.move(Event.ENDED):
             return []
         worker, request = live.worker, live.request
         pool = self.pools[request.model]
         entry = worker.ledger.entries.get(request.id)
-        if live.predicted is not None and fact.itl_s:
+        if live.predicted is not None and fact.itl_s and not live.produced:  # of one worker
             worker.itl.add(live.predicted.itl_s, fact.itl_s)
+            pool.itl.add(live.predicted.itl_s / live.predicted.itl_factor, fact.itl_s)
         if fact.output_tokens:
             pool.lengths.learn(request.model, request.tenant, fact.output_tokens)
         if fact.prompt_tokens and request.prompt_tokens is None and request.prompt_bytes:
             pool.tokens_per_byte.learn(request.model, request.prompt_bytes, fact.prompt_tokens)
         if fact.cached_tokens is not None and entry is not None:
             worker.believed(entry.cached, fact.cached_tokens)
-        worker.failures = 0
-        return self._gone(live)
+        if worker.failures:
+            worker.recovered()
+            pool.regroup()
+        return self._gone(live, now)
 
     def _dispatch_failed(self, fact: DispatchFailed, now: float) -> list[Command]:
         live = self.requests.get(fact.request_id)
         if live is None or live.worker is None or live.worker.worker.id != fact.worker_id:
             return []
-        if not self._move(live, Event.DISPATCH_FAILED):
+        if not live.move(Event.DISPATCH_FAILED):
             return []
         if fact.blame:
             self._blame(live.worker, now)
         self._leave_worker(live)
-        live.tried.append(fact.worker_id)
-        live.because = f"{fact.worker_id}: {fact.because}"
-        live.timed_out = fact.timed_out
-        last = live.attempt >= self.settings.attempts
+        live.failed(fact.worker_id, fact.because, fact.timed_out)
+        last = live.failures >= self.settings.attempts
         if not fact.blame and (last or not self._untried(live, now)):
             self._finish(live, Event.SHED)
             return [Shed(fact.request_id, live.because, retry_after_s=OVERLOADED_S)]
         if last:
             self._finish(live, Event.GAVE_UP)
             return [Fail(fact.request_id, live.because, live.timed_out)]
-        return self._place(live, now)
+        return self._dispatcher.returned(live, now)
 
     def _untried(self, live: Live, now: float) -> bool:
         """Is there a usable worker that it has not been tried on?"""
@@ -255,50 +196,79 @@ class Kernel:
 
     def _broke(self, fact: StreamBroke, now: float) -> list[Command]:
         live = self.requests.get(fact.request_id)
-        if live is None or live.worker is None:
+        if live is None or live.worker is None or live.worker.worker.id != fact.worker_id:
             return []
-        self._blame(live.worker, now)
-        self._move(live, Event.BROKE)
-        return self._gone(live)
+        worker = live.worker
+        if fact.blame:
+            self._blame(worker, now)
+        if not fact.resumable:
+            live.move(Event.BROKE)
+            return self._gone(live, now)
+        live.failed(fact.worker_id, fact.because)
+        if live.failures >= self.settings.attempts:
+            live.move(Event.BROKE)
+            return [Fail(fact.request_id, live.because), *self._gone(live, now)]
+        return self._returns(live, fact.produced, now)
+
+    def _stopped(self, fact: StreamStopped, now: float) -> list[Command]:
+        live = self.requests.get(fact.request_id)
+        if live is None or live.worker is None or live.worker.worker.id != fact.worker_id:
+            return []
+        return self._returns(live, fact.produced, now)
+
+    def _returns(self, live: Live, produced: int, now: float) -> list[Command]:
+        """A request is no longer on its worker, and is to go on elsewhere."""
+        live.move(Event.STOPPED)
+        worker = live.worker
+        assert worker is not None
+        self._leave_worker(live)
+        live.stopped(produced, now)
+        return [*self._dispatcher.returned(live, now), *self._room_on(worker, now)]
 
     def _left(self, fact: ClientLeft, now: float) -> list[Command]:
         live = self.requests.get(fact.request_id)
         if live is None:
             return []
-        self._held.get(live.request.model, {}).pop(fact.request_id, None)
-        self._move(live, Event.CLIENT_LEFT)
-        return self._gone(live)
-
-    def _move(self, live: Live, event: Event) -> bool:
-        """Follow the lifecycle; False for a late echo, which changes nothing."""
-        after = LIFECYCLE[live.state].get(event)
-        if after is None:
-            return False
-        live.state = after
-        return True
+        self._dispatcher.discard(live)
+        live.move(Event.CLIENT_LEFT)
+        return self._gone(live, now)
 
     def _finish(self, live: Live, event: Event) -> None:
-        self._move(live, event)
+        live.move(event)
         del self.requests[live.request.id]
 
-    def _gone(self, live: Live) -> list[Command]:
+    def _gone(self, live: Live, now: float) -> list[Command]:
+        """A request is over: whoever waits may have the room."""
+        worker = live.worker
         self._leave_worker(live)
         self.requests.pop(live.request.id, None)
-        return []
+        return self._room_on(worker, now) if worker is not None else []
 
     def _leave_worker(self, live: Live) -> None:
-        worker, live.worker = live.worker, None
+        worker, live.worker, live.leaving = live.worker, None, False
         if worker is not None:
+            if worker.on_trial == live.request.id:
+                self.pools[worker.worker.model].regroup()
             worker.left(live.request.id)
             self._touch(worker)
             self._forget_if_drained(worker)
+
+    def _room_on(self, worker: WorkerState, now: float) -> list[Command]:
+        """Something has happened on a worker that may have made room there."""
+        self._touch(worker)
+        return self._dispatcher.serve(worker.worker.model, now)
 
     # Workers.
 
     def _worker_added(self, fact: WorkerAdded, now: float) -> list[Command]:
         known = self.workers.get(fact.worker.id)
+        if known is not None and known.worker.model != fact.worker.model:
+            return []  # it has to drain first
         if known is not None:
-            known.worker = fact.worker
+            known.worker, known.draining = fact.worker, False
+            if fact.worker.prefill_budget:
+                known.windows.told(fact.worker.prefill_budget)
+            self.pools[fact.worker.model].regroup()
         else:
             pool = self.pools.setdefault(fact.worker.model, Pool(self.settings.margin))
             self.workers[fact.worker.id] = pool.add(fact.worker)
@@ -321,18 +291,20 @@ class Kernel:
         worker = self.workers.get(fact.worker_id)
         if worker is None:
             return []
-        before, worker.report = worker.report, fact.report
+        before = worker.report
+        worker.reported(fact.report)
         pool = self.pools[worker.worker.model]
         if fact.report.healthy and (before is None or not before.healthy):
             pool.prefixes.remove(worker.place)  # an engine that comes back has lost its cache
-            worker.ejected_until, worker.failures = -inf, 0
+            worker.ejected_until = -inf
+            worker.recovered()
         pool.sized(worker)
         if fact.report.prefill_budget:
             worker.windows.told(fact.report.prefill_budget)
         worker.elsewhere.forget(now)
         pool.touch(worker)
         pool.regroup()
-        return self._retry_held(worker.worker.model, now)
+        return self._dispatcher.serve(worker.worker.model, now)
 
     def _peer_reported(self, fact: PeerReported, now: float) -> list[Command]:
         told = {load.worker_id: load for load in fact.loads}
@@ -343,21 +315,10 @@ class Kernel:
         return []
 
     def _timer(self, fact: TimerFired, now: float) -> list[Command]:
-        return [command for model in list(self._held) for command in self._retry_held(model, now)]
-
-    def _retry_held(self, model: str, now: float) -> list[Command]:
-        """Look again at requests that wait for a worker."""
-        commands: list[Command] = []
-        held = self._held.get(model, {})
-        for live in list(held.values()):
-            commands += self._place(live, now)
-            if live.state is not State.QUEUED:
-                held.pop(live.request.id, None)
+        commands = self._watch.look(now) if now >= self._watch.look_at else []
+        if now >= self._dispatcher.look_at:
+            commands += self._dispatcher.look(now)
         return commands
-
-    def _workers(self, model: str) -> list[WorkerState]:
-        pool = self.pools.get(model)
-        return list(pool.workers.values()) if pool is not None else []
 
     def _blame(self, worker: WorkerState, now: float) -> None:
         worker.failed(now)

@@ -20,10 +20,13 @@ class Entry:
         "decoding",
         "due_at",
         "grown",
+        "had",
+        "left",
         "promised",
         "prompt",
         "request",
         "sent_at",
+        "share",
         "uncached",
     )
 
@@ -34,6 +37,9 @@ class Entry:
         cached: float,
         sent_at: float,
         deadline: float = inf,
+        had: int = 0,
+        left: float = 0.0,
+        share: float = 0.75,
     ) -> None:
         self.request = request
         self.prompt = prompt
@@ -43,12 +49,19 @@ class Entry:
         self.sent_at = sent_at
         self.deadline = deadline
         """Until when its first token must come."""
-        self.promised: float | None = None
-        """The ITL promise that it counts under; None: no promise of it can be broken any more."""
+        self.promised: tuple[float, float] | None = None
+        """The ITL promise and weight that it counts under; None: nothing to lose any more."""
         self.due_at = sent_at
         """When an answer that is no stream is taken to have been prefilled."""
         self.decoding = False
         self.grown = 0.0
+        """Tokens that every stream of the worker had been given when its own first one came."""
+        self.had = had
+        """Tokens of its answer that are part of the prompt here."""
+        self.left = left
+        """Tokens expected to come, when it was sent."""
+        self.share = share
+        """Quantile of the length of answers that stands for its own."""
 
 
 class Ledger:
@@ -61,6 +74,7 @@ class Ledger:
         "ahead",
         "arriving",
         "blind",
+        "due",
         "entries",
         "promised",
         "streams",
@@ -76,9 +90,11 @@ class Ledger:
         """Prompt tokens sent and not yet known to be prefilled."""
         self.arriving = 0.0
         """Context that those prompts will add to the KV cache."""
-        self.promised: dict[float, float] = {}
-        """Weight of the requests that have each ITL promise (seconds, to two digits: headers may
+        self.promised: dict[tuple[float, float], int] = {}
+        """How many requests have each ITL promise and weight (seconds, to two digits: headers may
         ask for anything, and decisions take time for each)."""
+        self.due = 0.0
+        """Context that all will have at their ends, as expected when they were sent."""
         self._blind: deque[Entry] = deque()
         # Every decoding stream grows by the same tokens a step, so the context of all is
         # _base + streams * _grown, with _base = sum of (prompt - _grown at its first token).
@@ -90,13 +106,19 @@ class Ledger:
         """Tokens of context of the decoding streams."""
         return self._base + self.streams * self._grown
 
+    def given(self, entry: Entry) -> float:
+        """Tokens of its answer that a request was given here."""
+        return self._grown - entry.grown if entry.decoding else 0.0
+
     def sent(self, entry: Entry) -> None:
         """A request went to the worker."""
         self.entries[entry.request.id] = entry
         self.ahead += entry.uncached
         self.arriving += entry.prompt
-        entry.promised = itl_s = float(f"{entry.request.promise.itl_s:.2g}")
-        self.promised[itl_s] = self.promised.get(itl_s, 0.0) + entry.request.weight
+        self.due += entry.prompt + entry.left
+        request = entry.request
+        entry.promised = key = float(f"{request.promise.itl_s:.2g}"), request.weight
+        self.promised[key] = self.promised.get(key, 0) + 1
         if not entry.request.streaming:
             self._blind.append(entry)
 
@@ -114,11 +136,11 @@ class Ledger:
 
     def release(self, entry: Entry) -> None:
         """Nothing can break its promise any more: it is over, or broken already."""
-        itl_s, entry.promised = entry.promised, None
-        if itl_s is not None:
-            self.promised[itl_s] -= entry.request.weight
-            if self.promised[itl_s] < 1e-6:
-                del self.promised[itl_s]
+        key, entry.promised = entry.promised, None
+        if key is not None:
+            self.promised[key] -= 1
+            if not self.promised[key]:
+                del self.promised[key]
 
     def grew(self, tokens_each: float) -> None:
         """A step gave every stream so many tokens."""
@@ -140,6 +162,7 @@ class Ledger:
         if entry is None:
             return None
         self.release(entry)
+        self.due -= entry.prompt + entry.left
         if entry.decoding:
             self.streams -= 1
             self.blind -= not entry.request.streaming
@@ -148,6 +171,6 @@ class Ledger:
             self.ahead -= entry.uncached
             self.arriving -= entry.prompt
         if not self.entries:  # let no rounding stay behind
-            self.ahead = self.arriving = self._base = self._grown = 0.0
+            self.ahead = self.arriving = self.due = self._base = self._grown = 0.0
             self._blind.clear()
         return entry

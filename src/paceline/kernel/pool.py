@@ -10,13 +10,16 @@ import msgspec
 from paceline.domain.request import BLOCK_BYTES, Request
 from paceline.domain.worker import Worker
 from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
-from paceline.kernel.worker import WorkerState
-from paceline.policy.lengths import OutputLengths, TokensPerByte
+from paceline.kernel.worker import Accuracy, WorkerState
+from paceline.policy.lengths import OutputLengths, TokensPerByte, own_share
+from paceline.policy.pressure import Outlook
 from paceline.policy.standing import Ask, Standing
 from paceline.policy.steptime import StepTimeEstimator, pool_prior
 
 USUAL_RATE = 0.02
 """How fast the mean of what requests need follows the last ones."""
+OUTCOME_RATE = 0.005
+"""How fast the corrections of predictions follow the last outcomes: some 200 of them."""
 STALE_S = 0.25
 """A standing is made anew after this even if nothing happened: rates fade."""
 
@@ -32,6 +35,9 @@ class Pool:
         self.turn = 0
         """Dispatches so far."""
         self.prefixes = PrefixIndex()
+        self.ttft = Accuracy(OUTCOME_RATE)
+        self.itl = Accuracy(OUTCOME_RATE)
+        """Of what step times alone would predict."""
         self.lengths = OutputLengths()
         self.tokens_per_byte = TokensPerByte()
         self._block_bytes = BLOCK_BYTES
@@ -88,9 +94,17 @@ class Pool:
         fresh = [i for i in self._usable if self.ids[i] not in avoid] if avoid else []
         return fresh or self._usable
 
+    def usable_beside(self, worker: WorkerState, now: float) -> bool:
+        """Is there a worker that may get new work, other than this one?"""
+        return any(place != worker.place for place in self.usable(now))
+
     def regroup(self) -> None:
         """Which workers are usable may have changed."""
         self._usable_until = -inf
+
+    def at(self, place: int) -> WorkerState:
+        """The worker at a place."""
+        return self._by_place[place]
 
     def load(self, place: int) -> int:
         """Requests in flight on the worker at a place, from here and from other gateways."""
@@ -105,9 +119,40 @@ class Pool:
         """The worker at a place as a router sees it."""
         standing = self._standings[place]
         if standing is None or now - standing.made_at > STALE_S:
-            self._inherit(self._by_place[place])
-            standing = self._standings[place] = self._by_place[place].standing(now)
+            state = self._by_place[place]
+            self._inherit(state)
+            standing = state.standing(now, self.ttft, self.itl, self.outlook(state, now))
+            self._standings[place] = standing
         return standing
+
+    def outlook(self, state: WorkerState, now: float) -> Outlook | None:
+        """What a worker's streams will need of its KV cache; None while it is far from full."""
+        if not state.kv_is_scarce():
+            state.outlook = None
+        elif state.outlook is None or now - state.outlook_at > STALE_S:
+            ledger, others = state.ledger, state.elsewhere
+            contexts, left = [], []
+            for entry in ledger.entries.values():
+                given, request = ledger.given(entry), entry.request
+                contexts.append(entry.prompt + given)
+                left.append(
+                    self.lengths.left(
+                        request.model,
+                        request.tenant,
+                        entry.had + given,
+                        request.max_tokens,
+                        entry.share,
+                    )
+                )
+            outlook = Outlook(contexts, left, state.report.block_size if state.report else None)
+            if others.requests:
+                mean = (
+                    sum(left) / len(left) if left else self.lengths.left(state.worker.model, "", 0)
+                )
+                held = others.context + others.context_arriving
+                outlook.add_unknown(others.requests, held, mean)
+            state.outlook, state.outlook_at = outlook, now
+        return state.outlook
 
     def _inherit(self, state: WorkerState) -> None:
         """A worker that nothing was seen of yet is taken to be like the others."""
@@ -116,23 +161,37 @@ class Pool:
             if known:
                 state.timing = StepTimeEstimator(pool_prior(known))
 
-    def ask(self, request: Request, waited_s: float, now: float) -> Ask:
-        """What a policy needs to know of a request."""
+    def ask(
+        self,
+        request: Request,
+        waited_s: float,
+        now: float,
+        produced: int = 0,
+        overdue: bool = False,
+    ) -> Ask:
+        """What a policy needs to know of a request, of whose answer so many tokens are there."""
         prompt = self.prompt_tokens(request)
         held = self.prefixes.depths(request.blocks)
         self._block_bytes = request.block_bytes
         per_block = prompt * request.block_bytes / max(request.prompt_bytes, 1)
         promise = request.promise
-        if waited_s and promise.ttft_s < inf:
+        output = self.lengths.expected(request.model, request.tenant, request.max_tokens)
+        if produced:  # its first token came long ago
+            promise = msgspec.structs.replace(promise, ttft_s=inf)
+            output = max(output - produced, 0.25 * output)
+        elif waited_s and promise.ttft_s < inf:
             promise = msgspec.structs.replace(promise, ttft_s=max(promise.ttft_s - waited_s, 0.0))
         return Ask(
             request_id=request.id,
             promise=promise,
             margin=self._margin,
             weight=request.weight,
-            prompt_tokens=prompt,
+            prompt_tokens=prompt + produced,
             usual_tokens=self._usual_tokens or prompt,
-            output_tokens=self.lengths.expected(request.model, request.tenant, request.max_tokens),
+            output_tokens=output,
+            output_left=self.lengths.left(
+                request.model, request.tenant, produced, request.max_tokens, own_share(self.turn)
+            ),
             cached={
                 place: min(depth * per_block, prompt - 1) * self._by_place[place].trust
                 for place, depth in held.items()
@@ -141,6 +200,7 @@ class Pool:
             blocks=len(request.blocks),
             seed=request.seed,
             now=now,
+            overdue=overdue,
         )
 
     def prompt_tokens(self, request: Request) -> float:

@@ -2,46 +2,91 @@
 
 from __future__ import annotations
 
-from math import exp, inf, log
+from math import exp, inf, log, sqrt
 
 from paceline.domain.commands import Prediction
 from paceline.domain.facts import PeerLoad, Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel.elsewhere import Elsewhere
 from paceline.kernel.ledger import Entry, Ledger
-from paceline.policy.standing import Curve, InFlight, Standing
+from paceline.policy.pressure import Outlook, limit_tokens, trust_after
+from paceline.policy.standing import Correction, Curve, InFlight, Standing
 from paceline.policy.steptime import StepTimeEstimator
 from paceline.policy.windows import PrefillWindows
 
-PREFILL_RATE_S = 5.0
-"""Time constant of the prefill rate."""
+PREFILL_RATES_S = (2.0, 5.0)
+"""Time constants of the prefill rate: the higher counts, so that it rises fast and falls slowly."""
 EJECT_S = 0.5
 """How long a worker is avoided after its first failure; twice as long after each further one."""
 MAX_EJECT_S = 30.0
 TRUST_RATE = 0.1
+SCARCE = 0.6
+"""Share of the KV cache from which on it is worth a forecast."""
+CALIBRATED = 20
+"""Outcomes after which predictions are corrected by them."""
+MOST_BIAS = 0.5
+"""Predictions are corrected by a factor of e to this at most."""
+LEAST_SPREAD = 0.05
+"""Standard deviation of log(outcome / corrected prediction) that is always reckoned with."""
+
+
+class Rate:
+    """Of something that comes in pieces, by the second, lately."""
+
+    __slots__ = ("_at", "_rate", "_seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        """Time constant."""
+        self._rate = self._at = 0.0
+
+    def add(self, amount: float, at: float) -> None:
+        """So much came."""
+        self._rate = self.at(at) + amount / self._seconds
+        self._at = at
+
+    def at(self, now: float) -> float:
+        """So much comes in a second."""
+        return self._rate * exp((self._at - now) / self._seconds)
 
 
 class Accuracy:
     """How well were outcomes predicted? Of log(outcome / prediction)."""
 
-    __slots__ = ("bias", "count", "error")
+    __slots__ = ("_correction", "_rate", "_square", "bias", "count", "error")
 
-    def __init__(self) -> None:
+    def __init__(self, rate: float = 0.02) -> None:
+        self._rate = rate
+        """Weight of the newest outcome, once there are some."""
         self.count = 0
         self.bias = 0.0
         """Running mean: above 0, outcomes are later than predicted."""
         self.error = 0.0
         """Running mean of the absolute value; 0.1 is about 10 %."""
+        self._square = 0.0
+        self._correction: Correction | None = Correction()
+
+    @property
+    def correction(self) -> Correction:
+        """What predictions are to be corrected by; nothing before there are some outcomes."""
+        if self._correction is None:
+            factor = exp(min(max(self.bias, -MOST_BIAS), MOST_BIAS))
+            spread = sqrt(max(self._square - self.bias * self.bias, LEAST_SPREAD**2))
+            self._correction = Correction(factor, spread)
+        return self._correction
 
     def add(self, predicted_s: float, outcome_s: float) -> None:
         """Compare one prediction with its outcome."""
         if predicted_s <= 0 or outcome_s <= 0:
             return
         self.count += 1
-        rate = max(1.0 / self.count, 0.02)
-        ratio = log(outcome_s / predicted_s)
+        rate = max(1.0 / self.count, self._rate)
+        ratio = log(outcome_s) - log(predicted_s)
         self.bias += rate * (ratio - self.bias)
         self.error += rate * (abs(ratio) - self.error)
+        self._square += rate * (ratio * ratio - self._square)
+        if self.count >= CALIBRATED:
+            self._correction = None
 
 
 class WorkerState:
@@ -60,27 +105,41 @@ class WorkerState:
         self.ejected_until = -inf
         self.failures = 0
         """In a row, with the worker to blame."""
+        self.on_trial: str | None = None
+        """The request that tries whether a worker that has failed is well again."""
         self.last_step_at = 0.0
         self.trust = 1.0
         """Cached tokens that engines report, per token that was believed to be cached."""
+        self.outlook: Outlook | None = None
+        """What its streams will need of the KV cache, as last looked at."""
+        self.outlook_at = -inf
+        self.kv_trust = 1.0
+        """How far that forecast is to be trusted: less after the engine has preempted."""
+        self.preemptions = 0
+        """Times that the engine threw a stream out of its KV cache: a failure of ours."""
         self.ttft = Accuracy()
         self.itl = Accuracy()
         self._theta = self.timing.model().theta
         self._curve = Curve(self._theta)
-        self._prefill_rate = 0.0
-        self._rate_at = 0.0
+        self._prefill_rates = [Rate(seconds) for seconds in PREFILL_RATES_S]
 
     def usable(self, now: float) -> bool:
         """May new work go there?"""
         healthy = self.report is not None and self.report.healthy
-        return healthy and not self.draining and now >= self.ejected_until
+        if not healthy or self.draining or now < self.ejected_until:
+            return False
+        return self.on_trial is None
 
     def sent(self, entry: Entry, predicted: Prediction | None, now: float) -> None:
         """A request was sent there."""
         if not self.ledger.entries:
             self.last_step_at = now
+        if self.failures:
+            self.on_trial = entry.request.id
         entry.due_at = now + (predicted.ttft_s if predicted else 0.0)
         self.ledger.sent(entry)
+        if self.outlook is not None:
+            self.outlook.add(entry.prompt, entry.left)
         if entry.request.streaming:
             self.windows.dispatched(
                 entry.request.id, round(entry.uncached), round(entry.cached), now
@@ -88,18 +147,18 @@ class WorkerState:
 
     def first_token(self, entry: Entry, at: float) -> None:
         """A stream's prompt has been prefilled."""
-        self.failures = 0
+        self.recovered()
         self.windows.first_token(entry.request.id, at)
         self.ledger.decodes(entry)
         if at > entry.deadline:
             self.ledger.release(entry)
-        self._prefill_rate = self.prefill_rate(at) + entry.uncached / PREFILL_RATE_S
-        self._rate_at = at
+        for rate in self._prefill_rates:
+            rate.add(entry.uncached, at)
         self.last_step_at = max(self.last_step_at, at)
 
     def prefill_rate(self, now: float) -> float:
         """Prompt tokens a second, lately."""
-        return self._prefill_rate * exp((self._rate_at - now) / PREFILL_RATE_S)
+        return max([rate.at(now) for rate in self._prefill_rates])
 
     def stepped(self, step: Step) -> None:
         """A step of the worker was seen."""
@@ -118,7 +177,32 @@ class WorkerState:
     def left(self, request_id: str) -> Entry | None:
         """A request is no longer there."""
         self.windows.departed(request_id)
+        if request_id == self.on_trial:
+            self.on_trial = None
         return self.ledger.left(request_id)
+
+    def reported(self, report: WorkerReport) -> None:
+        """The engine told how it is."""
+        before, self.report = self.report, report
+        if before is not None and report.preemptions_total is not None:
+            more = int(report.preemptions_total - (before.preemptions_total or 0.0))
+            self.preemptions += max(more, 0)
+            self.kv_trust = trust_after(self.kv_trust, more > 0)
+
+    @property
+    def kv_capacity(self) -> float:
+        """Tokens; infinite if unknown."""
+        capacity = self.report.kv_capacity_tokens if self.report is not None else None
+        return float(capacity) if capacity else inf
+
+    def kv_is_scarce(self) -> bool:
+        """May it run out, if no stream ended before all were at their longest?"""
+        others = self.elsewhere.context + self.elsewhere.context_arriving
+        return self.ledger.due + 2.0 * others > SCARCE * self.kv_capacity
+
+    def recovered(self) -> None:
+        """It has answered."""
+        self.failures, self.on_trial = 0, None
 
     def failed(self, now: float) -> None:
         """The worker is to blame for a failure: avoid it for a while.
@@ -156,15 +240,16 @@ class WorkerState:
             or self.ledger.kv - standing.kv > 0.01 * standing.kv
         )
 
-    def standing(self, now: float) -> Standing:
-        """The worker as a router sees it."""
+    def standing(
+        self, now: float, ttft: Accuracy, itl: Accuracy, outlook: Outlook | None
+    ) -> Standing:
+        """The worker as a router sees it, predictions corrected by how they turned out lately."""
         ledger = self.ledger
         ledger.settle_blind(now)
         model = self.timing.model()
         if model.theta is not self._theta:
             self._theta, self._curve = model.theta, Curve(model.theta)
-        capacity = self.report.kv_capacity_tokens if self.report is not None else None
-        others = self.elsewhere
+        others, capacity = self.elsewhere, self.kv_capacity
         in_flight = InFlight(
             streams=ledger.streams + others.streams,
             arriving=len(ledger.entries) - ledger.streams + others.arriving,
@@ -174,7 +259,17 @@ class WorkerState:
             prefill_rate=self.prefill_rate(now) + others.prefill_rate,
             budget=float(self.windows.budget),
             overhead_s=self.windows.overhead_s,
-            kv_capacity=float(capacity) if capacity else inf,
+            kv_capacity=capacity,
             last_step_at=self.last_step_at,
         )
-        return Standing(model, self._curve, in_flight, ledger.promised, now)
+        return Standing(
+            model,
+            self._curve,
+            in_flight,
+            ledger.promised,
+            ttft.correction,
+            itl.correction,
+            now,
+            outlook,
+            limit_tokens(capacity, self.kv_trust),
+        )

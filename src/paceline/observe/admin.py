@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from paceline.domain.errors import InvalidRequest, NotFound, PacelineError
+from paceline.domain.errors import (
+    ConfigError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PacelineError,
+    Unavailable,
+)
 from paceline.kernel import Kernel
 from paceline.kernel.timing import export, to_json
 from paceline.kernel.worker import Accuracy, WorkerState
@@ -22,12 +30,32 @@ from paceline.policy.steptime import Load
 MAX_DECISIONS = 1000
 
 
+class Operated(Protocol):
+    """The gateway, as far as it takes orders. What it gives can be shown: nothing is secret.
+
+    Orders that cannot be understood are a `ConfigError` and change nothing.
+    """
+
+    def ready(self) -> bool: ...
+    def decisions(self) -> Iterable[msgspec.Struct]: ...
+    def settings(self) -> dict[str, Any]: ...
+    def tiers(self) -> list[dict[str, Any]]: ...
+    def tenants(self) -> list[dict[str, Any]]: ...
+    async def reload(self) -> msgspec.Struct:
+        """Read the configuration anew; gives what became of it."""
+        ...
+
+    def add(self, order: str) -> tuple[str, bool]:
+        """Take on a worker; gives its id, and whether it is a new one."""
+        ...
+
+    def remove(self, worker_id: str, at_once: bool) -> None:
+        """Let a worker go; `NotFound` if it is not there."""
+        ...
+
+
 def admin_app(
-    kernel: Kernel,
-    metrics: Metrics,
-    decisions: Callable[[], Iterable[msgspec.Struct]],
-    now: Callable[[], float],
-    ready: Callable[[], bool],
+    kernel: Kernel, metrics: Metrics, operated: Operated, now: Callable[[], float]
 ) -> Starlette:
     """The admin application."""
 
@@ -38,15 +66,50 @@ def admin_app(
             for model, pool in kernel.pools.items()
         }
         held = kernel.held()
-        body = {"policy": kernel.settings.policy, "ready": ready(), "held": held, "models": models}
+        ready = operated.ready()
+        body = {"policy": kernel.settings.policy, "ready": ready, "held": held, "models": models}
         return _json(body)
+
+    async def workers(request: Request) -> Response:
+        """The workers alone, each as `fleet` shows it."""
+        moment = now()
+        return _json({"workers": [worker_view(w, moment) for w in kernel.workers.values()]})
+
+    async def add_worker(request: Request) -> Response:
+        """Add a worker, or change one: what a configuration says of it, and its `model`."""
+        worker_id, new = operated.add(await _text(request))
+        return _json({"id": worker_id, "new": new}, 201 if new else 200)
+
+    async def remove_worker(request: Request) -> Response:
+        """Let a worker go when its requests are done; `now=true`: they move, if they can."""
+        worker_id, at_once = request.path_params["id"], _flag(request, "now")
+        operated.remove(worker_id, at_once)
+        left = kernel.workers.get(worker_id)
+        in_flight = len(left.ledger.entries) if left is not None else 0
+        return _json({"id": worker_id, "in_flight": in_flight}, 202 if in_flight else 200)
+
+    async def tenants(request: Request) -> Response:
+        """Tenants: tier, number of keys, limits, and how much of them is used."""
+        return _json({"tenants": operated.tenants()})
+
+    async def tiers(request: Request) -> Response:
+        """Tiers and what they promise."""
+        return _json({"tiers": operated.tiers()})
+
+    async def config(request: Request) -> Response:
+        """The configuration that runs, without its secrets."""
+        return _json(operated.settings())
+
+    async def reload(request: Request) -> Response:
+        """Read the configuration anew; tells what changed and what needs a restart."""
+        return _json(await operated.reload())
 
     async def recent(request: Request) -> Response:
         text = request.query_params.get("limit", "100")
         if not text.isdecimal() or not 1 <= int(text) <= MAX_DECISIONS:
             raise InvalidRequest(f"limit must be a number from 1 to {MAX_DECISIONS}", param="limit")
         wanted = request.query_params.get("request_id")
-        found = [msgspec.to_builtins(d) for d in decisions()]
+        found = [msgspec.to_builtins(d) for d in operated.decisions()]
         if wanted is not None:
             found = [d for d in found if d["command"]["request_id"] == wanted]
         return _json({"decisions": found[-int(text) :][::-1]})
@@ -60,23 +123,55 @@ def admin_app(
     async def live(request: Request) -> Response:
         return _json({"status": "live"})
 
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, PacelineError)
-        return Response(error.to_openai(), error.status, media_type="application/json")
-
-    async def missing(request: Request, error: Exception) -> Response:
-        return await refused(request, NotFound(f"{request.url.path} does not exist here"))
+    async def readiness(request: Request) -> Response:
+        if not operated.ready():
+            raise Unavailable("a model has no usable worker, or the end is near", retry_after_s=1.0)
+        return _json({"status": "ready"})
 
     return Starlette(
         routes=[
             Route("/metrics", exposition),
             Route("/health/live", live),
+            Route("/health/ready", readiness),
             Route("/paceline/v1/fleet", fleet),
+            Route("/paceline/v1/workers", workers),
+            Route("/paceline/v1/workers", add_worker, methods=["POST"]),
+            Route("/paceline/v1/workers/{id:path}", remove_worker, methods=["DELETE"]),
+            Route("/paceline/v1/tenants", tenants),
+            Route("/paceline/v1/tiers", tiers),
+            Route("/paceline/v1/config", config),
+            Route("/paceline/v1/config", reload, methods=["POST"]),
             Route("/paceline/v1/decisions", recent),
             Route("/paceline/v1/timing", timing),
         ],
-        exception_handlers={PacelineError: refused, 404: missing},
+        exception_handlers={PacelineError: _refused, HTTPException: _refused},
     )
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """An error in OpenAI's shape."""
+    if isinstance(error, ConfigError):
+        error = InvalidRequest(str(error), code=error.code)
+    elif isinstance(error, HTTPException):
+        told = f"{request.method} {request.url.path} does not exist here"
+        error = (MethodNotAllowed if error.status_code == 405 else NotFound)(told)
+    assert isinstance(error, PacelineError)
+    headers = dict(error.headers())
+    return Response(error.to_openai(), error.status, headers, media_type="application/json")
+
+
+async def _text(request: Request) -> str:
+    try:
+        return (await request.body()).decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest("the body is not text in UTF-8") from None
+
+
+def _flag(request: Request, name: str) -> bool:
+    text = request.query_params.get(name, "false")
+    if text not in {"true", "false"}:
+        raise InvalidRequest(f"{name} must be true or false", param=name)
+    return text == "true"
 
 
 def worker_view(state: WorkerState, now: float) -> dict[str, Any]:
@@ -113,5 +208,5 @@ def _accuracy(accuracy: Accuracy) -> dict[str, float]:
     return {"count": accuracy.count, "error": accuracy.error, "bias": accuracy.bias}
 
 
-def _json(body: object) -> Response:
-    return Response(msgspec.json.encode(body), media_type="application/json")
+def _json(body: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

@@ -66,17 +66,21 @@ def request_line(log: FilteringBoundLogger, outcome: Outcome) -> None:
     """
     if not log.is_enabled_for(logging.INFO):
         return
-    request, predicted = outcome.request, outcome.predicted
+    request, predicted, given = outcome.request, outcome.predicted, outcome.degraded_to
     fields = {
         "id": request.id,
         "tenant": request.tenant,
         "tier": request.tier,
         "model": request.model,
+        "to_tier": given.tier if given is not None else None,
+        "to_model": given.model if given is not None else None,
         "worker": outcome.worker,
         "status": outcome.status,
         "error": outcome.error,
         "because": outcome.because,
         "attempts": outcome.attempts,
+        "moved": outcome.moved or None,
+        "paused": outcome.paused or None,
         "kept": outcome.kept,
         "queued_s": outcome.queued_s,
         "predicted_ttft_s": predicted.ttft_s if predicted else None,

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from paceline.domain.outcome import Outcome
+from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.kernel.worker import WorkerState
 
@@ -22,9 +29,20 @@ GapCounts = Mapping[tuple[str, str, str], Sequence[int]]
 
 
 class Metrics:
-    """All of Paceline's metrics, in one registry of their own."""
+    """All of Paceline's metrics, in one registry of their own.
 
-    def __init__(self, kernel: Kernel, gaps: GapCounts, bounds: Sequence[float]) -> None:
+    Model and tier are what a request asked for, whatever it was served as.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        gaps: GapCounts,
+        bounds: Sequence[float],
+        refusals: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        """`refusals`: requests over a quota so far, by tenant."""
+        self._kernel = kernel
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "paceline_requests",
@@ -37,6 +55,30 @@ class Metrics:
         )
         self._retries = Counter(
             "paceline_retries", "Dispatches after the first one.", ("model",), registry=registry
+        )
+        self._degraded = Counter(
+            "paceline_degraded",
+            "Requests that were served as less than what they asked for, by what they got.",
+            ("model", "tier", "to_model", "to_tier"),
+            registry=registry,
+        )
+        self._sheds = Counter(
+            "paceline_sheds",
+            "Requests turned away because they could not be served in time.",
+            ("model", "tier"),
+            registry=registry,
+        )
+        self._moves = Counter(
+            "paceline_moves",
+            "Times that requests left their worker to go on elsewhere.",
+            ("model", "tier", "because"),
+            registry=registry,
+        )
+        self._pauses = Counter(
+            "paceline_pauses",
+            "Times that requests left their worker for others, to go on later.",
+            ("model", "tier", "because"),
+            registry=registry,
         )
         self._tokens = Counter(
             "paceline_tokens",
@@ -62,8 +104,23 @@ class Metrics:
         self._stall = histogram(
             "paceline_worst_stall_seconds", "A request's worst gap between tokens.", SECONDS
         )
+        self._timings = (self._queue, self._ttft, self._itl, self._stall)
         self._series: dict[tuple[str, str, str, str, int], _Series] = {}
         registry.register(_Fleet(kernel, gaps, bounds))
+        registry.register(_Waiting(kernel))
+        registry.register(_Refusals(refusals))
+
+    def shed(self, request: Request) -> None:
+        """A request is turned away."""
+        self._sheds.labels(request.model, request.tier).inc()
+
+    def moved(self, request: Request, because: str) -> None:
+        """A request leaves its worker to go on elsewhere."""
+        self._moves.labels(request.model, request.tier, because).inc()
+
+    def paused(self, request: Request, because: str) -> None:
+        """A request leaves its worker for others."""
+        self._pauses.labels(request.model, request.tier, because).inc()
 
     def closed(self, outcome: Outcome) -> None:
         """A request is over."""
@@ -75,6 +132,9 @@ class Metrics:
         series.requests.inc()
         if outcome.attempts > 1:
             series.retries.inc(outcome.attempts - 1)
+        if (given := outcome.degraded_to) is not None:
+            to = (given.model, given.tier)
+            self._degraded.labels(request.model, request.tier, *to).inc()
         if outcome.status >= 400 or outcome.error:
             return
         if outcome.kept:
@@ -105,8 +165,13 @@ class Metrics:
         )
 
     def text(self) -> bytes:
-        """The exposition."""
-        return generate_latest(self._registry)
+        """The exposition. It has the series of workers that are gone for one last time."""
+        exposition = generate_latest(self._registry)
+        for key in [key for key in self._series if key[2] and key[2] not in self._kernel.workers]:
+            del self._series[key]
+            for metric in (self._requests, self._tokens, self._kept, *self._timings):
+                metric.remove_by_labels({"worker": key[2]})
+        return exposition
 
 
 class _Series(NamedTuple):
@@ -140,10 +205,14 @@ class _Fleet(Collector):
                 family.add_metric((state.worker.model, state.worker.id), value(state))
             yield family
         yield self._per_gap()
-        held = GaugeMetricFamily("paceline_held_requests", "Requests waiting.", labels=("model",))
-        for model, count in self._kernel.held().items():
-            held.add_metric((model,), count)
-        yield held
+        preempted = CounterMetricFamily(
+            "paceline_worker_preemptions",
+            "Streams that the engine threw out of its KV cache: Paceline should have prevented it.",
+            labels=("model", "worker"),
+        )
+        for state in workers:
+            preempted.add_metric((state.worker.model, state.worker.id), state.preemptions)
+        yield preempted
 
     def _per_gap(self) -> Metric:
         family = HistogramMetricFamily(
@@ -152,6 +221,43 @@ class _Fleet(Collector):
         for labels, counts in self._gaps.items():
             family.add_metric(labels, _cumulative(self._bounds, counts), sum_value=None)
         return family
+
+
+class _Waiting(Collector):
+    """Who waits at the gateway? A model and tier for which somebody has waited stays, at 0."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._counts: Tally[tuple[str, str]] = Tally()
+
+    def collect(self) -> Iterator[Metric]:
+        for key in self._counts:
+            self._counts[key] = 0
+        lives = self._kernel.requests.values()
+        self._counts.update((x.request.model, x.request.tier) for x in lives if x.waits)
+        family = GaugeMetricFamily(
+            "paceline_waiting_requests",
+            "Requests waiting at the gateway, by what they would be served as now.",
+            labels=("model", "tier"),
+        )
+        for labels, count in self._counts.items():
+            family.add_metric(labels, count)
+        yield family
+
+
+class _Refusals(Collector):
+    """Who has asked for more than it may?"""
+
+    def __init__(self, refusals: Callable[[], Mapping[str, int]]) -> None:
+        self._refusals = refusals
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "paceline_quota_refusals", "Requests over a limit of their tenant.", labels=("tenant",)
+        )
+        for tenant, count in self._refusals().items():
+            family.add_metric((tenant,), count)
+        yield family
 
 
 def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:
@@ -195,11 +301,6 @@ GAUGES: tuple[tuple[str, str, Callable[[WorkerState], float]], ...] = (
         "engine_waiting",
         "Requests waiting in the engine, as it says.",
         lambda w: (w.report.waiting or 0.0) if w.report else 0.0,
-    ),
-    (
-        "preemptions_total",
-        "Preemptions, as the engine says.",
-        lambda w: (w.report.preemptions_total or 0.0) if w.report else 0.0,
     ),
 )
 """Gauges of each worker: name, text, value."""

@@ -46,6 +46,8 @@ class Choice(msgspec.Struct, frozen=True):
     place: int
     because: str
     predicted: Prediction | None = None
+    wait: bool = False
+    """Not yet: no worker is open to it, and this one would be the best of them."""
 
 
 Policy = Callable[[Fleet, Ask, Sequence[int]], Choice]

@@ -3,17 +3,20 @@
 For every worker the request's TTFT and ITL are predicted, and what it does to the residents.
 The worker of least cost is taken, where cost is
 
-    loss   = 1 - P(TTFT kept) * P(ITL kept)                                of the request itself
-    harm   = sum over residents of the rise of their P(ITL broken)
-    delay  = seconds of waiting that the choice causes to anybody, over the best worker's
-    work   = prompt tokens to prefill, at a price that rises with how busy the fleet is
+    loss     = 1 - P(TTFT kept) * P(ITL kept)                              of the request itself
+    harm     = sum over residents of the rise of their P(ITL broken)
+    delay    = seconds of waiting that the choice causes to anybody, over the best worker's
+    work     = prompt tokens to prefill, at a price that rises with how busy the fleet is
+    balance  = work that the worker has before it, over that of the others
 
 that is, the expected number of promises that the choice breaks now, a little for the time that it
-takes, and what its work costs those who come later: a prefix prefilled twice is time that a busy
-fleet does not have. P follows a logistic curve in log(predicted / promise), as wide as predictions
-have been wrong. Loss and harm decide where a promise is at stake, delay where none is, or none can
-be kept: there the fast and the empty worker win by exactly what they save.
-(docs/design/0003 says why not "least cost among those with enough headroom", 0007 why the rest.)
+takes, and what it costs those who come later: a prefix prefilled twice is time that a busy fleet
+does not have, and a worker with more work before it than others is where the next promise breaks.
+P follows a logistic curve in log(predicted / promise), as wide as predictions have been wrong of
+late. Loss and harm decide where a promise is at stake, delay where none is, or none can be kept:
+there the fast and the empty worker win by exactly what they save.
+(docs/design/0003 says why not "least cost among those with enough headroom", 0007 and 0008 the
+rest.)
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from math import ceil, exp, inf, log
 import msgspec
 
 from paceline.domain.commands import Prediction
+from paceline.policy.pressure import KV_FULL
 from paceline.policy.standing import Ask, Standing
 
 DELAY_WEIGHT = 0.05
@@ -30,13 +34,15 @@ DELAY_WEIGHT = 0.05
 WORK_WEIGHT = 3.0
 """Price of prefilling as much as a request usually needs, in broken promises, if prefill took all
 of the fleet's time; none while it is idle."""
+BALANCE_WEIGHT = 0.2
+"""Cost of having before one what the others have on average, in broken promises."""
 TO_COME = 0.3
 """Share of a resident's answer that is slowed: half of it is still to come, on average, and the
 newcomer does not stay for all of that."""
+AHEAD_WEIGHT = 4.0
+"""What a token to prefill counts in the backlog beside one of context."""
 LEAST_SPARE = 0.1
 """Share of time that decode steps are left with, however much prefill there is."""
-KV_FULL = 0.95
-"""Share of the KV cache from which on a worker counts as full."""
 CROWDED = 100.0
 """Cost of exceeding that by the whole cache, in broken promises."""
 
@@ -58,6 +64,9 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     """Share of the worker's time that prefill takes."""
     kv_left: float
     """Share of the KV cache that is left."""
+    backlog_s: float
+    """Work before the worker, in seconds of prefill: prompts ahead, and half of the context of its
+    streams, which has still to be read over and over."""
 
 
 def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
@@ -76,12 +85,12 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     last_s = curve.at(worker.streams + last) + worker.kv_decode_s
     prefill_s = (steps - 1) * worker.full_s + last_s + attention_s
     under_way_s = 0.5 * worker.decode_s if worker.everyone else 0.0
-    ttft_s = worker.overhead_s + slow * (under_way_s + prefill_s)
+    ttft_s = worker.ttft.factor * (worker.overhead_s + slow * (under_way_s + prefill_s))
     own_s = slow * worker.token_s * own
     spare = max(1.0 - worker.prefill_rate * worker.token_s * slow, LEAST_SPARE)
     own_kv = ask.prompt_tokens + 0.5 * ask.output_tokens
-    before_s = slow * worker.before_s / spare
-    itl_s = slow * (worker.joined_s + curve.kv_s * own_kv) / spare
+    before_s = worker.itl.factor * slow * worker.before_s / spare
+    itl_s = worker.itl.factor * slow * (worker.joined_s + curve.kv_s * own_kv) / spare
     slower_s = 0.5 * ask.output_tokens * (itl_s - before_s)
     return Forecast(
         ttft_s,
@@ -91,8 +100,21 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
         ttft_s + ask.output_tokens * itl_s + worker.everyone * (own_s + slower_s),
         own / ask.usual_tokens,
         1.0 - spare,
-        KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity,
+        kv_left(worker, ask, own_kv),
+        slow * worker.token_s * (worker.kv_all - 0.5 * worker.kv + AHEAD_WEIGHT * (ahead + own)),
     )
+
+
+def kv_left(worker: Standing, ask: Ask, own_kv: float) -> float:
+    """Share of the KV cache that is left with the request, at the worst moment to come.
+
+    Where it is far from full, only what is held now is looked at.
+    """
+    outlook = worker.outlook
+    if outlook is None:
+        return KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity
+    peak = outlook.peak_with(ask.prompt_tokens, ask.output_left)
+    return (worker.kv_limit - peak) / worker.kv_capacity
 
 
 def broken(promise_s: float, predicted_s: float, spread: float) -> float:
@@ -101,27 +123,52 @@ def broken(promise_s: float, predicted_s: float, spread: float) -> float:
     return 1.0 / (1.0 + exp(odds)) if odds < 30.0 else 0.0
 
 
-def risk(worker: Standing, ask: Ask, seen: Forecast) -> float:
-    """Loss and harm of a choice: the expected number of promises that it breaks."""
-    kept = 1.0 - ask.margin
-    own = 1.0
+def pressure(promise_s: float, predicted_s: float, spread: float) -> float:
+    """As `broken`, but beyond the promise it goes on rising as steeply as it does there.
+
+    A stream that is late can still be saved, and one more newcomer must not seem free for the
+    reason that all is lost already: so a fleet falls over.
+    """
+    odds = 1.7 / spread * log(predicted_s / promise_s)
+    if odds > 0.0:
+        return 0.5 + 0.25 * odds
+    return 1.0 / (1.0 + exp(-odds)) if odds > -30.0 else 0.0
+
+
+def loss(worker: Standing, ask: Ask, seen: Forecast) -> float:
+    """The chance that the request's own promise is broken there."""
+    share = 1.0 - ask.margin
+    kept = 1.0
     if ask.promise.ttft_s < inf:
-        promise_s = max(ask.promise.ttft_s * kept, 1e-3)
-        own -= broken(promise_s, seen.ttft_s, worker.ttft_spread)
+        promise_s = max(ask.promise.ttft_s * share, 1e-3)
+        kept -= broken(promise_s, seen.ttft_s, worker.ttft.spread)
     if ask.promise.itl_s < inf:
-        own *= 1.0 - broken(ask.promise.itl_s * kept, seen.itl_s, worker.itl_spread)
-    total = ask.weight * (1.0 - own) - CROWDED * min(seen.kv_left, 0.0)
-    for itl_s, residents in worker.promised:
+        kept *= 1.0 - broken(ask.promise.itl_s * share, seen.itl_s, worker.itl.spread)
+    return 1.0 - kept
+
+
+def harm(worker: Standing, ask: Ask, seen: Forecast) -> tuple[float, float]:
+    """The promises of residents that the choice breaks, expected and weighted.
+
+    And of these the promises of residents of more weight, counted.
+    """
+    share, spread = 1.0 - ask.margin, worker.itl.spread
+    total, above = -CROWDED * min(seen.kv_left, 0.0), 0.0
+    for itl_s, weight, residents in worker.promised:
         if itl_s < inf:
-            after = broken(itl_s * kept, seen.after_s, worker.itl_spread)
-            total += residents * (after - broken(itl_s * kept, seen.before_s, worker.itl_spread))
-    return total
+            promise_s = itl_s * share
+            after = pressure(promise_s, seen.after_s, spread)
+            broken = residents * (after - pressure(promise_s, seen.before_s, spread))
+            total += weight * broken
+            if weight > ask.weight:
+                above += broken
+    return total, above
 
 
 def headroom(worker: Standing, ask: Ask, seen: Forecast) -> float:
     """Least of (promise - predicted)/promise, for the request and the residents, and KV room."""
     pairs = [(ask.promise.ttft_s, seen.ttft_s), (ask.promise.itl_s, seen.itl_s)]
-    pairs += [(itl_s, seen.after_s) for itl_s, _ in worker.promised]
+    pairs += [(itl_s, seen.after_s) for itl_s, _, _ in worker.promised]
     rooms = [1.0 - predicted_s / promise_s for promise_s, predicted_s in pairs if promise_s > 0]
     return min(*rooms, seen.kv_left)
 
@@ -132,7 +179,9 @@ def prediction(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> Pre
         seen.ttft_s,
         seen.itl_s,
         headroom(worker, ask, seen),
-        worker.ttft_spread,
-        worker.itl_spread,
+        worker.ttft.spread,
+        worker.itl.spread,
         round(cached),
+        worker.ttft.factor,
+        worker.itl.factor,
     )

@@ -8,6 +8,7 @@ at least as long still count.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from math import inf, log2
 
 import numpy as np
@@ -30,9 +31,33 @@ MOST_KEYS = 4096
 EXPECTED = 0.6
 """Which quantile stands for the length of an answer: long ones cost more than short ones save."""
 FRESH = 16
-"""Requests for which an expected length is reused."""
+"""Requests for which an expected length is reused; answers for which a table of `left` is."""
+
+CAUTIOUS = 0.75
+"""Which quantile stands for what a single stream has still to come: KV cache that runs out costs
+more than some that stays empty."""
+LEAST_SHARE = 0.25
+"""Of many together, each is taken for a quantile of its own, this one or more. From 0 on their
+peak of KV would be right on average, so this is the margin."""
+GOLDEN = 0.5 * (5.0**0.5 - 1.0)
+MOST_TABLES = 1024
+"""Tables for `left` that are kept."""
 
 Histogram = NDArray[np.float64]
+Tokens = NDArray[np.float64]
+
+_EDGES: list[float] = EDGES.tolist()
+LAST_EDGE = _EDGES[-1]
+
+
+def own_share(serial: int) -> float:
+    """Which quantile of the answers the so-manyth stream is taken for.
+
+    If every stream were the long one of its kind, their KV together would be far overrated. So they
+    are taken to be as unlike as answers are, as Past-Future scheduling does by drawing at random
+    (Gong et al. 2025); multiples of the golden ratio spread more evenly, and without chance.
+    """
+    return LEAST_SHARE + (1.0 - LEAST_SHARE) * (serial * GOLDEN % 1.0)
 
 
 def _guess() -> Histogram:
@@ -46,13 +71,15 @@ def _guess() -> Histogram:
 class _Fading:
     """A histogram in which old answers fade: rather than all bins shrinking, the unit grows."""
 
-    __slots__ = ("counts", "unit")
+    __slots__ = ("answers", "counts", "unit")
 
     def __init__(self) -> None:
         self.counts: Histogram = np.zeros(BINS)
         self.unit = 1.0
+        self.answers = 0
 
     def add(self, place: int) -> None:
+        self.answers += 1
         self.unit /= KEPT
         self.counts[place] += self.unit
         if self.unit > 1e100:
@@ -69,6 +96,8 @@ class OutputLengths:
         self._guess = _guess()
         self._expected: dict[tuple[str, str], tuple[int, float]] = {}
         """What was last said of each key, and how often it may be said again."""
+        self._upto: dict[tuple[str, str], list[float]] = {}
+        """Share of the answers up to each of `EDGES`, as it was some answers ago."""
 
     def expected(self, model: str, tenant: str, max_tokens: int | None = None) -> float:
         """`EXPECTED` quantile of a whole answer; computed anew for every so-manyth request."""
@@ -91,6 +120,58 @@ class OutputLengths:
                     del self._seen[next(iter(self._seen))]
             seen.add(place)
             self._seen[key] = seen
+            if seen.answers < FRESH or not seen.answers % FRESH:
+                self._upto.pop(key, None)
+
+    def left(
+        self,
+        model: str,
+        tenant: str,
+        produced: float,
+        max_tokens: int | None = None,
+        share: float = CAUTIOUS,
+    ) -> float:
+        """Tokens that `share` of the answers that got so far have still to come, at most.
+
+        What `quantile` says, but cheap enough to be asked of every stream: plain Python on a table
+        that serves for some answers.
+        """
+        if produced >= LAST_EDGE:
+            tokens = 1.0
+        else:
+            upto = self._upto.get((model, tenant)) or self._cumulated(model, tenant)
+            begin = produced if produced > 1.0 else 1.0
+            i = bisect_right(_EDGES, begin)
+            low, edge = upto[i - 1], _EDGES[i - 1]
+            passed = low + (upto[i] - low) * (begin - edge) / (_EDGES[i] - edge)
+            target = passed + share * (upto[-1] - passed)
+            i = bisect_left(upto, target, i, BINS)
+            low, edge = upto[i - 1], _EDGES[i - 1]
+            tokens = edge + (_EDGES[i] - edge) * (target - low) / (upto[i] - low) - produced
+        if max_tokens is not None:
+            tokens = min(tokens, max_tokens - produced)
+        return max(tokens, 0.0)
+
+    def left_each(
+        self, model: str, tenant: str, produced: Tokens, limits: Tokens, shares: Tokens
+    ) -> Tokens:
+        """What `left` says of many streams of one tenant; infinite limits are none."""
+        upto = np.array(self._upto.get((model, tenant)) or self._cumulated(model, tenant))
+        passed = np.interp(produced, EDGES, upto)
+        tokens = np.interp(passed + shares * (upto[-1] - passed), upto, EDGES) - produced
+        tokens = np.where(produced < LAST_EDGE, tokens, 1.0)
+        capped: Tokens = np.clip(tokens, 0.0, np.maximum(limits - produced, 0.0))
+        return capped
+
+    def _cumulated(self, model: str, tenant: str) -> list[float]:
+        """Made anew; a tenant of which nothing is known has its model's."""
+        key = (model, tenant if (model, tenant) in self._seen else "")
+        upto = self._upto.get(key)
+        if upto is None:
+            if len(self._upto) >= MOST_TABLES:
+                self._upto.clear()
+            upto = self._upto[key] = self._cumulative(*key).tolist()
+        return upto
 
     def quantile(
         self,
@@ -102,17 +183,16 @@ class OutputLengths:
     ) -> float:
         """Output tokens that `share` of the answers longer than `produced` do not exceed."""
         limit = inf if max_tokens is None else float(max_tokens)
-        if produced >= limit:
-            return limit
-        begin = max(float(produced), EDGES[0])
-        if begin >= EDGES[-1]:
+        if produced >= min(limit, LAST_EDGE):
             return min(float(produced) + 1.0, limit)
-        here = int(np.searchsorted(EDGES, begin, side="right")) - 1
-        mass = self._distribution(model, tenant)[here:].copy()
-        mass[0] *= (EDGES[here + 1] - begin) / (EDGES[here + 1] - EDGES[here])
-        upto = np.concatenate(([0.0], np.cumsum(mass)))
-        edges = np.concatenate(([begin], EDGES[here + 1 :]))
-        return min(float(np.interp(share * upto[-1], upto, edges)), limit)
+        upto = self._cumulative(model, tenant)
+        passed = np.interp(produced, EDGES, upto)
+        target = passed + share * (upto[-1] - passed)
+        return min(max(float(np.interp(target, upto, EDGES)), produced), limit)
+
+    def _cumulative(self, model: str, tenant: str) -> Histogram:
+        """Share of the answers up to each of `EDGES`."""
+        return np.concatenate(([0.0], np.cumsum(self._distribution(model, tenant))))
 
     def _distribution(self, model: str, tenant: str) -> Histogram:
         """Counts of the tenant upon those of the model upon the guess."""

@@ -8,11 +8,22 @@ are classes, and each kernel makes one of its own (`Learner`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from paceline.policy import baselines
+from paceline.policy.admit import HARM_ABOVE, is_open
 from paceline.policy.fleet import Choice, Fleet, Learner, Policy
-from paceline.policy.headroom import DELAY_WEIGHT, WORK_WEIGHT, forecast, prediction, risk
-from paceline.policy.standing import Ask
+from paceline.policy.headroom import (
+    BALANCE_WEIGHT,
+    DELAY_WEIGHT,
+    WORK_WEIGHT,
+    Forecast,
+    forecast,
+    harm,
+    loss,
+    prediction,
+)
+from paceline.policy.standing import Ask, Standing
 
 __all__ = ["POLICIES", "Choice", "Fleet", "Learner", "Policy", "headroom"]
 
@@ -25,26 +36,51 @@ TIE = 0.01
 
 def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     """The one where promises are kept most surely, then where least time is lost."""
-    cached, now = ask.cached, ask.now
-    seen = []
+    options = []
     for i in _shortlist(ask, places):
-        worker = fleet.standing(i, now)
-        seen.append((i, worker, forecast(worker, ask, cached.get(i, 0.0))))
-    weight = DELAY_WEIGHT / min(expected.delay_s for _, _, expected in seen)
-    price = WORK_WEIGHT * sum(expected.busy for _, _, expected in seen) / len(seen)
+        worker = fleet.standing(i, ask.now)
+        expected = forecast(worker, ask, ask.cached.get(i, 0.0))
+        risk = loss(worker, ask, expected), *harm(worker, ask, expected)
+        options.append(_Option(i, worker, expected, *risk))
+    fair = [option for option in options if option.above <= HARM_ABOVE] or options
+    wait = not any(is_open(o.worker, ask, o.seen, o.loss, o.harm, o.above) for o in fair)
+    count = len(options)
+    weight = DELAY_WEIGHT / min(option.seen.delay_s for option in options)
+    price = WORK_WEIGHT * sum(option.seen.busy for option in options) / count
+    balance = BALANCE_WEIGHT * count / (sum(option.seen.backlog_s for option in options) or 1.0)
     costs = [
-        risk(worker, ask, expected) + weight * expected.delay_s + price * expected.work
-        for _, worker, expected in seen
+        ask.weight * option.loss
+        + option.harm
+        + weight * option.seen.delay_s
+        + price * option.seen.work
+        + balance * option.seen.backlog_s
+        for option in fair
     ]
     least = min(costs)
     equal = [k for k, cost in enumerate(costs) if cost <= least + TIE]
     k = equal[ask.seed % len(equal)]
-    i, worker, expected = seen[k]
+    chosen, seen = fair[k], fair[k].seen
     because = (
-        f"least cost {costs[k]:.3f} of {len(seen)}: "
-        f"TTFT {expected.ttft_s * 1e3:.0f} ms, ITL {expected.itl_s * 1e3:.1f} ms"
+        f"least cost {costs[k]:.3f} of {count}: "
+        f"TTFT {seen.ttft_s * 1e3:.0f} ms, ITL {seen.itl_s * 1e3:.1f} ms"
     )
-    return Choice(i, because, prediction(worker, ask, expected, cached.get(i, 0.0)))
+    return Choice(
+        chosen.place,
+        because,
+        prediction(chosen.worker, ask, seen, ask.cached.get(chosen.place, 0.0)),
+        wait,
+    )
+
+
+class _Option(NamedTuple):
+    """A worker, and what would come of choosing it."""
+
+    place: int
+    worker: Standing
+    seen: Forecast
+    loss: float
+    harm: float
+    above: float
 
 
 def _shortlist(ask: Ask, places: Sequence[int]) -> Sequence[int]:
@@ -66,6 +102,7 @@ POLICIES: dict[str, Policy | type[Learner]] = {
     "round-robin": baselines.round_robin,
     "least-requests": baselines.least_requests,
     "power-of-two": baselines.power_of_two,
+    "priority": baselines.priority,
     "least-kv": baselines.least_kv,
     "prefix-affinity": baselines.prefix_affinity,
     "kv-cost": baselines.KvCost,

@@ -5,19 +5,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from itertools import accumulate
+from math import inf
 
 import msgspec
 
 from paceline.domain.promise import Promise
+from paceline.policy.pressure import Outlook
 from paceline.policy.steptime import KNOTS, WIDTHS, StepModel
 
 PROBE = 512.0
 """Prompt tokens by which the cost of a prefill token is measured."""
 LEAST_ROOM = 64.0
 """Tokens of a step that prefill gets at least, however many streams decode."""
-TTFT_SPREAD = 0.3
-"""Least standard deviation of log(TTFT / predicted); steps alone spread less."""
-ITL_SPREAD = 0.1
 RELAX_S = 10.0
 """Half-life with which the slowdown of a worker that shows no steps is forgotten: only new work
 can show whether it still lasts."""
@@ -37,6 +36,15 @@ class Curve:
         """Seconds of a step of so many tokens."""
         i = min(bisect_right(KNOTS, tokens), len(self._slopes)) - 1
         return self._at_knots[i] + self._slopes[i] * (tokens - KNOTS[i])
+
+
+class Correction(msgspec.Struct, frozen=True, gc=False):
+    """How outcomes of late differ from what step times alone predict."""
+
+    factor: float = 1.0
+    """They are so many times as long."""
+    spread: float = 0.2
+    """Standard deviation of log(outcome / corrected prediction)."""
 
 
 class InFlight(msgspec.Struct, frozen=True, gc=False):
@@ -75,21 +83,23 @@ class Standing:
         "everyone",
         "full_s",
         "gain",
-        "itl_spread",
+        "itl",
         "joined_s",
         "kv",
         "kv_all",
         "kv_capacity",
         "kv_decode_s",
+        "kv_limit",
         "last_step_at",
         "made_at",
+        "outlook",
         "overhead_s",
         "prefill_rate",
         "promised",
         "room",
         "streams",
         "token_s",
-        "ttft_spread",
+        "ttft",
         "usual_s",
     )
 
@@ -98,8 +108,12 @@ class Standing:
         model: StepModel,
         curve: Curve,
         in_flight: InFlight,
-        promised: Mapping[float, float],
+        promised: Mapping[tuple[float, float], int],
+        ttft: Correction = Correction(),  # noqa: B008 (frozen)
+        itl: Correction = Correction(),  # noqa: B008 (frozen)
         now: float = 0.0,
+        outlook: Outlook | None = None,
+        kv_limit: float = inf,
     ) -> None:
         self.made_at = now
         self.kv = in_flight.kv
@@ -108,16 +122,20 @@ class Standing:
         self.everyone = everyone = streams + in_flight.arriving
         self.kv_all = in_flight.kv + in_flight.kv_arriving
         self.kv_capacity = in_flight.kv_capacity
+        self.outlook = outlook
+        """What the streams will need of the KV cache; None while it is far from full."""
+        self.kv_limit = kv_limit
+        """What they may need."""
         self.ahead = in_flight.ahead
         self.room = max(in_flight.budget - streams, LEAST_ROOM)
         self.prefill_rate = in_flight.prefill_rate
         self.overhead_s = in_flight.overhead_s
         self.last_step_at = in_flight.last_step_at
-        self.promised = tuple(promised.items())
-        """ITL promises of its requests, each with the weight of those that have it."""
+        self.promised = tuple((itl_s, weight, n) for (itl_s, weight), n in promised.items())
+        """ITL promises of its requests, with the weight and number of those that have each."""
         self.gain = model.slowdown
-        self.itl_spread = max(model.spread, ITL_SPREAD)
-        self.ttft_spread = max(model.spread, TTFT_SPREAD)
+        self.ttft, self.itl = ttft, itl
+        """What predictions are corrected by."""
         self.curve = curve
         # Seconds of steps at normal speed.
         self.kv_decode_s = kv_s = curve.kv_s * in_flight.kv
@@ -161,6 +179,8 @@ class Ask(msgspec.Struct, frozen=True):
     """Uncached prompt tokens of requests to this model, on average lately."""
     output_tokens: float
     """Expected."""
+    output_left: float
+    """By a quantile of its own (`lengths.own_share`): what the KV cache is reckoned with."""
     cached: Mapping[int, float]
     """Prompt tokens believed to be cached, by the worker's place."""
     blocks_held: Mapping[int, int]
@@ -169,3 +189,5 @@ class Ask(msgspec.Struct, frozen=True):
     """Prefix blocks in all."""
     seed: int
     now: float
+    overdue: bool = False
+    """It has waited longest of all, and its turn has come whatever it is worth."""

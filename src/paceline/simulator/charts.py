@@ -104,7 +104,7 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 2 1 2 1 2")
 MARKERS = ("circle", "square", "diamond", "up", "down", "bow")
 """Colours, dashes and markers come in turns; with 8, 5 and 6 no two of 120 lines are alike."""
 
-HATCHES = ("", "M0 6L6 0", "M3 0V6", "M0 0L6 6", "M0 6L6 0M0 0L6 6", "M0 3H6")
+HATCHES = ("", "M0 6L6 0", "M3 0V6", "M0 0L6 6", "M0 6L6 0M0 0L6 6", "M0 3H6", "M0 1H6M0 4H6")
 
 
 def chart(

@@ -37,6 +37,10 @@ METRICS: dict[str, Callable[[Result], float | None]] = {
     "kv_mean": lambda r: r.kv_mean,
     "kv_p99": lambda r: r.kv_p99,
     "preemptions": lambda r: r.preemptions,
+    "shed": lambda r: r.total.statuses.get("shed", 0),
+    "degraded": lambda r: r.total.degraded,
+    "paused": lambda r: r.total.paused,
+    "moved": lambda r: r.total.moved,
     "cost_per_million_tokens": lambda r: r.cost_per_million_tokens,
     "cost_per_million_kept_tokens": lambda r: r.cost_per_million_kept_tokens,
 }

@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from random import Random
 
-from paceline.domain.commands import Command, Dispatch, Fail, Hold, Shed
+from paceline.domain.commands import Command, Degrade, Dispatch, Fail, Hold, Move, Pause, Shed
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
@@ -20,13 +19,13 @@ from paceline.domain.facts import (
     StepsSeen,
     StreamBroke,
     StreamEnded,
+    StreamStopped,
     TimerFired,
     WorkerReported,
 )
-from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.simulator.clock import Clock
-from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, Flight
+from paceline.simulator.flight import Flight
 from paceline.simulator.lateness import Lateness
 from paceline.simulator.replica import Replica
 
@@ -57,7 +56,6 @@ class Gateway:
         index: int,
         kernel: Kernel,
         clock: Clock,
-        rng: Random,
         latency_s: float,
         flights: dict[str, Flight],
         ended: Ended,
@@ -73,7 +71,6 @@ class Gateway:
         """What has come to each worker from here and is not over, as far as is known here."""
         self._cuts: dict[str, _Cut] = {}
         self._clock = clock
-        self._rng = rng
         self._latency_s = latency_s
         self._over = ended
         self._log = log
@@ -82,29 +79,11 @@ class Gateway:
 
     # What the clients do.
 
-    def arrive(self, flight: Flight, request: Request) -> None:
+    def arrive(self, flight: Flight) -> None:
         """A request comes in."""
         self.flights[flight.id] = flight
         self.look()
-        self.tell(RequestArrived(request))
-
-    def request(self, flight: Flight, tier: str, weight: float) -> Request:
-        """What the kernel is told of a request: bytes for tokens, as a live gateway knows it."""
-        arrival = flight.arrival
-        bytes_each = BYTES_PER_TOKEN * (0.9 + 0.2 * self._rng.random())
-        return Request(
-            id=flight.id,
-            model=arrival.model,
-            tenant=arrival.tenant,
-            tier=tier,
-            promise=flight.promise,
-            weight=weight,
-            prompt_bytes=round(arrival.prompt_tokens * bytes_each),
-            max_tokens=arrival.max_tokens,
-            blocks=flight.names,
-            seed=self._rng.getrandbits(32),
-            block_bytes=round(NAME_TOKENS * bytes_each),
-        )
+        self.tell(RequestArrived(flight.request))
 
     def give_up(self, flight: Flight) -> None:
         """The run is over, and this request is not."""
@@ -118,7 +97,16 @@ class Gateway:
 
     def ended(self, flight: Flight) -> None:
         """An answer is complete."""
+        if flight.worker not in self._cuts:
+            flight.came = flight.output_tokens
+            flight.came_at = flight.done_at
         self._notice(flight, self._completed)
+
+    def count(self, flight: Flight) -> None:
+        """Take down which tokens have come so far: what was not heard is not among them."""
+        if flight.begun and flight.worker not in self._cuts:
+            assert flight.replica is not None
+            flight.replica.count(flight)
 
     def crashed(self, replica: Replica) -> None:
         """A worker crashes: its requests are lost, and so is what was not heard of them."""
@@ -128,7 +116,8 @@ class Gateway:
             cut.said = [(flight, self._disconnected) for flight in lost]
             return
         for flight in lost:
-            self._disconnected(flight)
+            if self._is_at(replica, flight):
+                self._disconnected(flight)
 
     def steps(self, replica: Replica, step: Step) -> None:
         """Steps of a worker end that give this gateway's streams a token."""
@@ -157,17 +146,21 @@ class Gateway:
         heard_until = cut.began_at if cut is not None else inf
         stepped_at = replica.stepped_at
         for flight in list(self._there[replica.worker.id].values()):
-            if flight.first_at == inf:
+            if not self._is_at(replica, flight):
+                continue
+            if not flight.begun:
                 late = now - flight.sent_at > first_token_s
             else:
                 token_at = stepped_at if flight.joined else flight.done_at
                 late = now - min(token_at, heard_until) > stall_s
             if late:
-                replica.abort(flight)
+                self._take_off(flight)
                 self._lost(flight, "no token in time", timed_out=True)
 
     def cut_off(self, replica: Replica, until: float) -> None:
         """The worker is out of reach: until then nothing is heard of it, and then all at once."""
+        for flight in self._there[replica.worker.id].values():
+            self.count(flight)
         cut = self._cuts.setdefault(replica.worker.id, _Cut(self._clock.now))
         cut.until = max(cut.until, until)
         self._clock.at(until, self._reach, replica)
@@ -180,11 +173,15 @@ class Gateway:
         del self._cuts[name]
         there = self._there[name]
         for flight in there.values():
-            if flight.first_at < inf:
+            if flight.begun:
                 flight.stall_s = max(flight.stall_s, now - cut.began_at)
         for flight, happens in cut.said:
-            if flight.id in there:
+            if self._is_at(replica, flight):
                 happens(flight)
+
+    def _is_at(self, replica: Replica, flight: Flight) -> bool:
+        """Has it come to this worker, and not been lost there since?"""
+        return flight.id in self._there[replica.worker.id]
 
     def _see(self, replica: Replica, step: Step) -> None:
         if replica.up and replica.worker.id not in self._cuts:
@@ -195,29 +192,32 @@ class Gateway:
         if self._lateness is None:
             self._hear(flight, happens)
             return
-        assert flight.replica is not None
-        worker_id, attempt = flight.replica.worker.id, flight.attempt
+        leg = flight.leg
 
         def noticed(_: object) -> None:
-            if flight.attempt == attempt and flight.id in self._there[worker_id]:  # not lost since
+            if flight.leg == leg and flight.id in self._there[flight.worker]:  # not lost since
                 self._hear(flight, happens)
 
-        noticed_at, _ = self._lateness.noticed_at(worker_id, self._clock.now)
+        noticed_at, _ = self._lateness.noticed_at(flight.worker, self._clock.now)
         self._clock.at(noticed_at, noticed)
 
     def _hear(self, flight: Flight, happens: Callable[[Flight], None]) -> None:
         """Something is heard of a request, now or once its worker is in reach again."""
-        assert flight.replica is not None
-        cut = self._cuts.get(flight.replica.worker.id)
+        cut = self._cuts.get(flight.worker)
         if cut is None:
             happens(flight)
         else:
             cut.said.append((flight, happens))
 
     def _began(self, flight: Flight) -> None:
-        flight.first_at = self._clock.now
-        flight.stall_s = 0.0  # what has come behind a partition comes at once
-        self.tell(FirstTokenSeen(flight.id, flight.first_at))
+        now = self._clock.now
+        flight.begun = True
+        if flight.had:
+            flight.stall_s = max(flight.stall_s, now - flight.came_at)
+        else:
+            flight.first_at = now
+            flight.stall_s = 0.0  # what has come behind a partition comes at once
+        self.tell(FirstTokenSeen(flight.id, now))
 
     def _completed(self, flight: Flight) -> None:
         flight.done_at = self._clock.now
@@ -238,16 +238,44 @@ class Gateway:
         self._lost(flight, "connection lost")
 
     def _lost(self, flight: Flight, because: str, timed_out: bool = False) -> None:
-        """A request is not answered by the worker that it was sent to."""
-        assert flight.replica is not None
-        worker_id = flight.replica.worker.id
+        """A request is not answered, or no further, by the worker that it was sent to."""
+        if flight.begun and flight.came == flight.output_tokens:
+            self._completed(flight)  # only its end had not been noticed yet
+            return
+        worker_id, begun, resumable = flight.worker, flight.begun, flight.request.resumable
         self._there[worker_id].pop(flight.id, None)
-        if flight.first_at < inf:
-            self.tell(StreamBroke(flight.id, worker_id, because))
-            self._finish(flight, "broke")
-        else:
+        flight.come_back()
+        flight.moved += begun and resumable
+        if not begun or resumable:
             self.look()
+        if not begun:
             self.tell(DispatchFailed(flight.id, worker_id, because, timed_out))
+            return
+        self.tell(StreamBroke(flight.id, worker_id, because, flight.had, resumable))
+        if not resumable:
+            self._finish(flight, "broke")
+
+    def _stop(self, flight: Flight, command: Pause | Move, leg: int) -> None:
+        """Take a request off its worker, unless it is over or cannot go on later."""
+        if flight.replica is None or flight.leg != leg:
+            return
+        if flight.begun and (not flight.request.resumable or flight.came == flight.output_tokens):
+            return
+        worker_id = flight.worker
+        self._take_off(flight)
+        flight.come_back()
+        if isinstance(command, Pause):
+            flight.paused += 1
+        else:
+            flight.moved += 1
+        self.tell(StreamStopped(flight.id, worker_id, flight.had))
+
+    def _take_off(self, flight: Flight) -> None:
+        """The worker need not go on with a request."""
+        assert flight.replica is not None
+        self.count(flight)
+        flight.replica.abort(flight)
+        self._there[flight.worker].pop(flight.id, None)
 
     # How facts and commands go to and fro.
 
@@ -265,29 +293,37 @@ class Gateway:
             self._log(now, fact, commands)
         for command in commands:
             self._run(command, now)
+        self._wind()
 
     def _run(self, command: Command, now: float) -> None:
         flight = self.flights[command.request_id]
         match command:
             case Dispatch():
-                flight.sent_at = now
-                flight.attempt = command.attempt
-                flight.replica = self.replicas[command.worker_id]
+                replica = self.replicas[command.worker_id]
+                flight.set_out(replica, now)
                 if command.worker_id in self._cuts:
-                    self._clock.at(now + CONNECT_TIMEOUT_S, self._unreached, flight)
+                    unreached = partial(self._unreached, flight)
+                    self._clock.at(now + CONNECT_TIMEOUT_S, unreached, flight.leg)
                 else:  # both ways at once: what comes back is not delayed again
-                    flight.replica.expect(flight, 2.0 * self._latency_s)
+                    replica.expect(flight, 2.0 * self._latency_s)
+            case Pause() | Move():  # now, but not amid what has led to it
+                self._clock.at(now, partial(self._stop, flight, command), flight.leg)
+            case Degrade():
+                assert flight.request.instead is not None
+                flight.request = flight.request.instead
+                flight.degraded = True
             case Hold():
-                self._wind()
+                pass
             case Shed():
-                self._finish(flight, "shed")
+                self._finish(flight, "broke" if flight.had else "shed")
             case Fail():
-                self._finish(flight, "failed")
+                self._finish(flight, "broke" if flight.had else "failed")
 
-    def deliver(self, flight: Flight) -> None:
-        """A request reaches its worker."""
+    def deliver(self, flight: Flight, leg: int) -> None:
+        """A request reaches its worker, unless it was called back."""
         replica = flight.replica
-        assert replica is not None
+        if replica is None or flight.leg != leg:
+            return
         replica.coming.pop(flight.id, None)
         if not replica.up:
             self._lost(flight, "connection refused")
@@ -296,12 +332,13 @@ class Gateway:
             replica.send(flight)
         except ValueError:  # it could never be served: the engine's 400 goes to the client
             self.tell(ClientLeft(flight.id))
-            self._finish(flight, "failed")
+            self._finish(flight, "broke" if flight.had else "failed")
             return
         self._there[replica.worker.id][flight.id] = flight
 
-    def _unreached(self, flight: Flight) -> None:
-        self._lost(flight, "connect timeout", timed_out=True)
+    def _unreached(self, flight: Flight, leg: int) -> None:
+        if flight.replica is not None and flight.leg == leg:
+            self._lost(flight, "connect timeout", timed_out=True)
 
     def _wind(self) -> None:
         due = self.kernel.next_deadline()
@@ -319,6 +356,6 @@ class Gateway:
 
     def _finish(self, flight: Flight, how: str) -> None:
         del self.flights[flight.id]
-        if flight.replica is not None:
-            self._there[flight.replica.worker.id].pop(flight.id, None)
+        self._there[flight.worker].pop(flight.id, None)
+        flight.replica = None
         self._over(flight, how)

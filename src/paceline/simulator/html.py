@@ -56,8 +56,8 @@ def _played(scenario: Scenario, comparisons: Sequence[Comparison]) -> str:
 
 
 def _promised(scenario: Scenario, tier: str) -> str:
-    promise = scenario.tiers[tier].promise
-    bounds = {"TTFT": promise.ttft_s, "ITL": promise.itl_s, "stall": promise.stall_s}
+    of = scenario.tiers[tier]
+    bounds = {"TTFT": of.ttft_s, "ITL": of.itl_s, "stall": of.stall_s, "answer": of.deadline_s}
     told = [f"{name} within {span(bound)}" for name, bound in bounds.items() if bound < inf]
     return ", ".join(told) or "nothing promised"
 
@@ -131,7 +131,7 @@ def _mirrored(kept: Estimate, most: float) -> tuple[float | None, float | None]:
 
 
 def _figures_table(comparison: Comparison, order: Sequence[str]) -> Markup:
-    columns = {**report.WORTH, **report.TIMES}
+    columns = {**report.WORTH, **report.TIMES, **report.measures_of(comparison)}
     rows = [
         [_named(comparison, name), *(cell(comparison.policies[name]) for cell in columns.values())]
         for name in order
@@ -233,8 +233,10 @@ NOTES = tag(
     tag(
         "p",
         "A promise is kept if time to first token (TTFT), mean time between tokens (ITL) and worst "
-        "gap (stall) all stay within the tier's bounds. Requests that were turned away, failed, "
-        "broke off or were left unfinished count as broken promises. Intervals are 95 % of "
+        "gap (stall) all stay within the tier's bounds, and so does the whole answer where there "
+        "is a deadline. Requests that were turned away, failed, broke off or were left unfinished "
+        "count as broken promises; one that was degraded is measured by what its own tier "
+        "promises. Intervals are 95 % of "
         "Student's t over seeds; differences are paired by seed, and called tied if their "
         "interval contains 0 or they are below a tenth of a point. Timing comes from a model of "
         "the engines, not from real ones. Times are within 2.2 %.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from paceline.config.reader import Reader
 from paceline.config.wording import nearest
 from paceline.domain.errors import ConfigError
 from paceline.enginemodel import PROFILES
-from paceline.simulator.scenario import Requests, Scenario
+from paceline.simulator.scenario import Requests, Scenario, SimTier
 from paceline.workload.traces import Arrival, TraceError, load_trace
 
 Override = tuple[str, str]
@@ -127,6 +127,7 @@ def _problems(scenario: Scenario) -> Iterator[Problem]:
         yield from ((place, "a scenario needs at least one") for place in empty)
         return
     yield from _workers(scenario)
+    yield from _tiers(scenario)
     yield from _requests(scenario)
     yield from _faults(scenario)
     if scenario.warmup_s >= scenario.seconds:
@@ -142,6 +143,28 @@ def _workers(scenario: Scenario) -> Iterator[Problem]:
         if twice:
             yield f"{at}.name", f"{twice} is one of {owner[twice]} already: name these otherwise"
         owner |= dict.fromkeys(group.names, at)
+
+
+def _tiers(scenario: Scenario) -> Iterator[Problem]:
+    tiers = scenario.tiers
+    known = [*tiers, *(group.model for group in scenario.workers)]
+    for name, tier in tiers.items():
+        at, to = f"tiers.{name}.degrade_to", tier.degrade_to
+        if tier.overload != "degrade":
+            if to:
+                yield at, "means nothing without overload: degrade"
+        elif not to:
+            yield at, "missing: the lower tier or the model that a degraded request gets"
+        elif to in tiers and tiers[to].rank >= tier.rank:
+            yield at, f"{to} is no lower tier: it must weigh less, or as much and promise less"
+        else:
+            yield from _known(at, "tier or model", [to], known)
+
+
+def _lower(tiers: Mapping[str, SimTier], name: str) -> Iterator[str]:
+    """The tiers that requests of this one may get instead."""
+    while (to := tiers[name].degrade_to) in tiers and tiers[to].rank < tiers[name].rank:
+        yield (name := to)
 
 
 def _requests(scenario: Scenario) -> Iterator[Problem]:
@@ -162,6 +185,7 @@ def _requests(scenario: Scenario) -> Iterator[Problem]:
         used |= named
         named = {asked.model or arrival.model or scenario.model for arrival in came}
         yield from _known(f"{at}.model", "model", named, models)
+    used |= {lower for name in used & tiers for lower in _lower(scenario.tiers, name)}
     if used <= tiers:
         yield from (
             (f"tiers.{tier}", "no requests are of this tier") for tier in tiers if tier not in used

@@ -14,8 +14,7 @@ from math import inf
 
 import msgspec
 
-from paceline.domain.promise import Promise
-from paceline.simulator.scenario import Scenario
+from paceline.simulator.scenario import Scenario, SimTier
 from paceline.simulator.seen import Seen
 from paceline.workload.histogram import bucket, merged, quantile_s
 
@@ -30,7 +29,7 @@ QUANTILES = (
 )
 """Of `Times.curve`: closer where promises break."""
 
-CAUSES = ("ttft", "itl", "stall", "shed", "failed", "unfinished")
+CAUSES = ("ttft", "itl", "stall", "deadline", "shed", "failed", "unfinished")
 """Why a promise was not kept: the first that applies, failures before times."""
 
 
@@ -65,6 +64,12 @@ class Group(msgspec.Struct, frozen=True):
     """Of the mean gaps of those with several tokens."""
     stall_s: Times
     """Of their worst gaps."""
+    degraded: int = 0
+    """Requests that were served as less than what they came as."""
+    paused: int = 0
+    """How often answers were taken off their workers for others."""
+    moved: int = 0
+    """How often they were taken off to go on elsewhere, or lost by a worker and not given up."""
 
 
 class WorkerUse(msgspec.Struct, frozen=True):
@@ -122,8 +127,7 @@ class Recorder:
     """Takes what happens in one run, and sums it up at its end."""
 
     def __init__(self, scenario: Scenario) -> None:
-        self._promises: dict[str, Promise] = {n: t.promise for n, t in scenario.tiers.items()}
-        self._weights = {name: tier.weight for name, tier in scenario.tiers.items()}
+        self._tiers = dict(scenario.tiers)
         self._from_s = min(scenario.warmup_s, scenario.seconds)
         self._until_s = scenario.seconds
         self._slot_s = (self._until_s - self._from_s) / SLOTS
@@ -137,7 +141,7 @@ class Recorder:
         """A request is over."""
         if seen.at_s < self._from_s:
             return
-        cause = "" if seen.kept else _cause(seen, self._promises[seen.tier])
+        cause = "" if seen.kept else _cause(seen, self._tiers[seen.tier])
         self._groups[seen.tier, seen.tenant].add(seen, cause)
         self._slots[self._slot(seen.at_s)].add(seen)
         if seen.worker:
@@ -180,7 +184,7 @@ class Recorder:
             cost_per_million_tokens=_ratio(self._cost * 1e6, total.output_tokens),
             cost_per_million_kept_tokens=_ratio(self._cost * 1e6, total.kept_tokens),
             total=total.group(),
-            tiers={tier: tiers[tier].group() for tier in self._promises if tier in tiers},
+            tiers={tier: tiers[tier].group() for tier in self._tiers if tier in tiers},
             tenants={n: t.group() for n, t in _by(self._groups, lambda key: key[1]).items()},
             workers={
                 name: use.summary() for name, use in sorted(self._workers.items(), key=_numbered)
@@ -193,8 +197,9 @@ class Recorder:
         return min(SLOTS - 1, int((at_s - self._from_s) / self._slot_s)) if self._slot_s else 0
 
     def _weighted(self, tiers: Mapping[str, _Tally]) -> float:
-        kept = sum(self._weights[name] * tally.kept for name, tally in tiers.items())
-        return _ratio(kept, sum(self._weights[n] * t.requests for n, t in tiers.items())) or 0.0
+        kept = sum(self._tiers[name].weight * tally.kept for name, tally in tiers.items())
+        asked = sum(self._tiers[name].weight * tally.requests for name, tally in tiers.items())
+        return _ratio(kept, asked) or 0.0
 
     def _series(self) -> Series:
         return Series(
@@ -235,11 +240,14 @@ class _Tally:
     """The requests of one tier and tenant."""
 
     __slots__ = (
+        "degraded",
         "itl",
         "kept",
         "kept_tokens",
         "missed",
+        "moved",
         "output_tokens",
+        "paused",
         "stall",
         "statuses",
         "ttft",
@@ -249,6 +257,7 @@ class _Tally:
         self.kept = 0
         self.output_tokens = 0
         self.kept_tokens = 0
+        self.degraded = self.paused = self.moved = 0
         self.statuses: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
         self.ttft, self.itl, self.stall = _Spread(), _Spread(), _Spread()
@@ -267,6 +276,9 @@ class _Tally:
     def add(self, seen: Seen, cause: str) -> None:
         self.statuses[seen.status] += 1
         self.output_tokens += seen.output_tokens
+        self.degraded += seen.degraded
+        self.paused += seen.paused
+        self.moved += seen.moved
         if cause:
             self.missed[cause] += 1
         else:
@@ -282,6 +294,9 @@ class _Tally:
         self.kept += other.kept
         self.output_tokens += other.output_tokens
         self.kept_tokens += other.kept_tokens
+        self.degraded += other.degraded
+        self.paused += other.paused
+        self.moved += other.moved
         self.statuses.update(other.statuses)
         self.missed.update(other.missed)
         self.ttft.merge(other.ttft)
@@ -300,6 +315,9 @@ class _Tally:
             ttft_s=self.ttft.times(),
             itl_s=self.itl.times(),
             stall_s=self.stall.times(),
+            degraded=self.degraded,
+            paused=self.paused,
+            moved=self.moved,
         )
 
 
@@ -353,13 +371,15 @@ class _Use:
         )
 
 
-def _cause(seen: Seen, promise: Promise) -> str:
+def _cause(seen: Seen, tier: SimTier) -> str:
     """Which of `CAUSES` a request that kept no promise has."""
     if seen.status != "ok":
         return "failed" if seen.status == "broke" else seen.status
-    if seen.ttft_s > promise.ttft_s:
+    if seen.ttft_s > tier.ttft_s:
         return "ttft"
-    return "itl" if seen.itl_s > promise.itl_s else "stall"
+    if seen.itl_s > tier.itl_s:
+        return "itl"
+    return "stall" if seen.stall_s > tier.stall_s else "deadline"
 
 
 def _by(

@@ -14,7 +14,8 @@ from math import ceil, inf
 from paceline.enginemodel import Load
 from paceline.policy import headroom
 from paceline.policy.fleet import Choice, Fleet
-from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, KV_FULL, LEAST_SPARE, WORK_WEIGHT
+from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, LEAST_SPARE, WORK_WEIGHT
+from paceline.policy.pressure import KV_FULL
 from paceline.policy.standing import LEAST_ROOM, Ask
 from paceline.simulator.flight import NAME_TOKENS, Flight
 from paceline.simulator.replica import Replica
@@ -62,10 +63,10 @@ class Oracle:
         now, profile, scheduler = self._now(), replica.profile, replica.scheduler
         slow = scheduler.slowdown
         stuck_s = min(max(replica.hung_until - now, 0.0), FOREVER_S)
-        arrival = flight.arrival
-        cached = min(scheduler.pool.known(flight.names) * NAME_TOKENS, arrival.prompt_tokens - 1)
-        own = arrival.prompt_tokens - cached
-        coming = sum(f.arrival.prompt_tokens for f in replica.coming.values())
+        prompt, answer = flight.prompt_tokens, flight.output_tokens
+        cached = min(scheduler.pool.known(flight.names) * NAME_TOKENS, prompt - 1)
+        own = prompt - cached
+        coming = sum(f.prompt_tokens for f in replica.coming.values())
         ahead = scheduler.prompt_left() + coming
         streams = len(scheduler.decoding)
         everyone = len(replica.flights) + len(replica.coming)
@@ -76,7 +77,7 @@ class Oracle:
         attention = 0.5 * ahead * ahead + own * (cached + 0.5 * own)
         each = Load(streams, round((ahead + own) / steps), context, attention / steps)
         under_way_s = replica.left_s() if replica.plan is not None else 0.0
-        ttft_s = now - arrival.at_s + stuck_s + under_way_s
+        ttft_s = now - flight.arrival.at_s + stuck_s + under_way_s
         ttft_s += slow * steps * profile.step_seconds(each)
         # Tokens: steps of everybody over the share of time that prefill leaves.
         quiet_s = profile.step_seconds(Load(streams, 0, context))
@@ -84,33 +85,31 @@ class Oracle:
             profile.step_seconds(Load(streams, own, context, 0.5 * own * own)) - quiet_s
         ) / own
         spare = max(1.0 - replica.prefill_rate(now) * token_s * slow, LEAST_SPARE)
-        waiting = sum(
-            f.arrival.prompt_tokens for f in replica.flights.values() if f.first_at == inf
-        )
+        waiting = sum(f.prompt_tokens for f in replica.flights.values() if not f.begun)
         before_s = (
             slow * profile.step_seconds(Load(everyone, 0, context + waiting + coming)) / spare
         )
-        mine = arrival.prompt_tokens + arrival.output_tokens // 2
+        mine = prompt + answer // 2
         joined = Load(everyone + 1, 0, context + waiting + coming + mine)
         itl_s = slow * profile.step_seconds(joined) / spare
         own_s = slow * token_s * own
-        risk = broken(flight.promise.ttft_s, ttft_s) + broken(flight.promise.itl_s, itl_s)
+        risk = broken(flight.promise.itl_s, itl_s)
+        if not flight.had:  # else its first token came long ago
+            risk += broken(flight.promise.ttft_s, ttft_s)
         risk *= ask.weight
-        outlook = [(arrival.prompt_tokens, arrival.output_tokens)]
+        outlook = [(prompt, answer)]
         for resident in replica.flights.values():
             left, allowed_s = replica.allowance(resident, now)
             outlook.append((replica.context_of(resident), left))
             if left > 0 and resident.promise.itl_s < inf:
-                shared = min(left, arrival.output_tokens) / left
+                shared = min(left, answer) / left
                 after_s = before_s + shared * (itl_s - before_s) + own_s / left
                 risk += broken(allowed_s, after_s) - broken(allowed_s, before_s)
-        outlook += [
-            (f.arrival.prompt_tokens, f.arrival.output_tokens) for f in replica.coming.values()
-        ]
+        outlook += [(f.prompt_tokens, f.output_tokens) for f in replica.coming.values()]
         over = peak_tokens(outlook) / profile.kv_tokens - KV_FULL
         risk += CROWDED * max(over, 0.0)
-        slower_s = 0.5 * arrival.output_tokens * (itl_s - before_s)
-        delay_s = ttft_s + arrival.output_tokens * itl_s + everyone * (own_s + slower_s)
+        slower_s = 0.5 * answer * (itl_s - before_s)
+        delay_s = ttft_s + answer * itl_s + everyone * (own_s + slower_s)
         return risk, delay_s, own / ask.usual_tokens, 1.0 - spare
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from math import exp, inf
 from random import Random
 from typing import TYPE_CHECKING
@@ -60,6 +61,7 @@ class Replica:
         gateways: Sequence[Gateway],
         speed: float = 1.0,
         link: Link | None = None,
+        urgency: Mapping[str, int] | None = None,
     ) -> None:
         self.worker = worker
         self.profile = profile
@@ -75,6 +77,8 @@ class Replica:
         self._link = link
         """Which prompts share on their way; None: it is never full."""
         self._link_due = inf
+        self._urgency = urgency
+        """Which tiers are served first; None: first come, first served."""
         self.gateways = gateways
         self.streams = [0] * len(gateways)
         """Decoding streams by gateway."""
@@ -98,7 +102,12 @@ class Replica:
     def _fresh(self) -> Scheduler:
         self._gaps = Gaps()
         self._told = 0
-        scheduler = Scheduler(self.profile, rng=self._rng, name_tokens=NAME_TOKENS)
+        scheduler = Scheduler(
+            self.profile,
+            by_priority=self._urgency is not None,
+            rng=self._rng,
+            name_tokens=NAME_TOKENS,
+        )
         scheduler.slowdown = self._slowdown
         return scheduler
 
@@ -118,15 +127,17 @@ class Replica:
         self.coming[flight.id] = flight
         prepared_at = self._clock.now + max(self.profile.overhead_s - latency_s, 0.0)
         if self._link is None:
-            self._clock.at(prepared_at + latency_s, flight.gateway.deliver, flight)
+            deliver = partial(flight.gateway.deliver, flight)
+            self._clock.at(prepared_at + latency_s, deliver, flight.leg)
         else:
-            self._clock.at(prepared_at, self._set_out, flight)
+            self._clock.at(prepared_at, partial(self._set_out, flight), flight.leg)
 
-    def _set_out(self, flight: Flight) -> None:
+    def _set_out(self, flight: Flight, leg: int) -> None:
         assert self._link is not None
-        tokens = flight.arrival.prompt_tokens
-        self._link.start(self._clock.now, flight.id, BYTES_PER_TOKEN * tokens)
-        self._await_link()
+        if flight.leg == leg and flight.replica is self:
+            size_bytes = BYTES_PER_TOKEN * flight.prompt_tokens
+            self._link.start(self._clock.now, flight.id, size_bytes)
+            self._await_link()
 
     def _await_link(self) -> None:
         assert self._link is not None
@@ -140,25 +151,27 @@ class Replica:
         assert self._link is not None
         for request_id in self._link.finish(due):
             flight = self.coming[request_id]
-            flight.gateway.deliver(flight)
+            flight.gateway.deliver(flight, flight.leg)
         self._await_link()
 
     def send(self, flight: Flight) -> None:
         """A request comes in. ValueError if it could never be finished."""
-        arrival = flight.arrival
+        priority = self._urgency[flight.request.tier] if self._urgency is not None else 0
         generation = Generation(
-            flight.id, arrival.prompt_tokens, arrival.output_tokens, flight.names
+            flight.id, flight.prompt_tokens, flight.output_tokens, flight.names, priority
         )
         self.scheduler.add(generation)
         self.flights[flight.id] = flight
-        flight.joined = 0
         if self.plan is None:
             self._start(None)
         else:
             self._cut()
 
     def abort(self, flight: Flight) -> None:
-        """A request is no longer wanted."""
+        """A request is no longer wanted, wherever it is."""
+        if self.coming.pop(flight.id, None) is not None and self._link is not None:
+            self._link.drop(self._clock.now, flight.id)
+            self._await_link()
         if self.flights.pop(flight.id, None) is None:
             return
         if self.plan is not None and (ended := self._ended()):
@@ -187,6 +200,8 @@ class Replica:
 
     def crash(self) -> None:
         """All that is here is lost."""
+        for flight in self.flights.values():
+            flight.gateway.count(flight)
         self.flights = {}
         self.up = False
         self.plan = None
@@ -227,6 +242,18 @@ class Replica:
             return self.began_at + self.plan.seconds_of(ended)
         return self.last_end
 
+    def count(self, flight: Flight) -> None:
+        """Take down which tokens of a request have come so far, and its longest gap."""
+        if self.flights.get(flight.id) is not flight:
+            return  # it is not here, or no more
+        flight.came = self.produced(flight)
+        flight.came_at = self.stepped_at if flight.joined else flight.done_at
+        if flight.joined:
+            longest_s = self._gaps.longest_s(flight.joined)
+            if self.plan is not None and (ended := self._ended()):
+                longest_s = max(longest_s, self._longest_s(ended, self.plan.seconds_of(ended)))
+            flight.stall_s = max(flight.stall_s, longest_s)
+
     # What only an oracle may know.
 
     def left_s(self) -> float:
@@ -240,19 +267,21 @@ class Replica:
         return self._prefill_rate * exp((self._rate_at - now) / RATE_S)
 
     def produced(self, flight: Flight) -> int:
-        """Tokens of the answer so far."""
+        """Tokens of the answer so far, without those of earlier workers."""
+        if flight.id not in self.scheduler:  # its last step has just ended
+            return flight.output_tokens
         return self.scheduler.produced(flight.id, self._ended() if self.plan is not None else 0)
 
     def context_of(self, flight: Flight) -> int:
         """Tokens of prompt and answer so far."""
-        return flight.arrival.prompt_tokens + self.produced(flight)
+        return flight.prompt_tokens + self.produced(flight)
 
     def allowance(self, flight: Flight, now: float) -> tuple[int, float]:
         """Tokens to come, and the mean gap at which they still keep the ITL promise."""
         gaps = flight.arrival.output_tokens - 1
         if flight.first_at == inf:
             return gaps, flight.promise.itl_s
-        left = max(flight.arrival.output_tokens - self.produced(flight), 1)
+        left = max(flight.output_tokens - self.produced(flight), 1)
         return left, (flight.promise.itl_s * gaps - (now - flight.first_at)) / left
 
     # Its steps.
@@ -265,7 +294,8 @@ class Replica:
         if plan is None:
             return
         for request_id, cached in plan.admitted.items():
-            self.flights[request_id].cached_tokens = cached
+            if not (flight := self.flights[request_id]).had:
+                flight.cached_tokens = cached
         if plan.load.prefill:
             self._prefill_rate = self.prefill_rate(now) + plan.load.prefill / RATE_S
             self._rate_at = now
@@ -309,7 +339,9 @@ class Replica:
         assert plan is not None
         self._tell(plan, steps)
         self.scheduler.complete(plan, steps)
-        self._measure(plan, steps, plan.seconds_of(steps))
+        self._gaps.add(
+            self.scheduler.counters.steps, self._longest_s(steps, plan.seconds_of(steps))
+        )
         self.last_end = self.began_at + plan.seconds_of(steps)
         self.plan, self._told = plan.after(steps), 0
         self._worst -= steps
@@ -322,7 +354,7 @@ class Replica:
         now, scheduler, flights = self._clock.now, self.scheduler, self.flights
         outcome = scheduler.complete(plan)
         step = scheduler.counters.steps
-        self._measure(plan, plan.steps, now - self.began_at)
+        self._gaps.add(step, self._longest_s(plan.steps, now - self.began_at))
         streams = self.streams.copy()
         for request_id in outcome.first:
             flight = flights[request_id]
@@ -344,13 +376,15 @@ class Replica:
             flight.gateway.ended(flight)
         self._start(None)
 
-    def _measure(self, plan: StepPlan, steps: int, seconds: float) -> None:
-        """Of the steps under way, the first so many took so long together: remember the longest."""
+    def _longest_s(self, steps: int, seconds: float) -> float:
+        """The longest of the first so many of the steps under way, which took so long together."""
+        plan = self.plan
+        assert plan is not None
         longest_s = seconds - plan.seconds_of(steps - 1) if steps > 1 else seconds
         if 0 < (worst := self._worst) <= steps:
             usual_s = plan.seconds_of(worst) - plan.seconds_of(worst - 1)
             longest_s = max(longest_s, usual_s + self._worse_s)
-        self._gaps.add(self.scheduler.counters.steps, longest_s)
+        return longest_s
 
     def _settle(self, flight: Flight) -> None:
         """It decodes no more: take down its longest gap and its last token so far."""

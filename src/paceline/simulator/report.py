@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import msgspec
 from rich.console import RenderableType
@@ -34,6 +35,9 @@ def for_terminal(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]:
         yield ""
         yield figures_table(comparison, TIMES)
         yield ""
+        if measures := measures_of(comparison):
+            yield figures_table(comparison, measures)
+            yield ""
         yield tiers_table(comparison)
         yield ""
     if len(comparisons) > 1:
@@ -82,6 +86,14 @@ def figures_table(comparison: Comparison, columns: Columns) -> Table:
     for name, standing in comparison.policies.items():
         table.add_row(_name(name, comparison), *(cell(standing) for cell in columns.values()))
     return table
+
+
+def measures_of(comparison: Comparison) -> Columns:
+    """How often it came to each of `MEASURES`; none where it never came to any."""
+    figures = [s.figures[name] for s in comparison.policies.values() for name in MEASURES.values()]
+    if not any(figure is not None and figure.mean for figure in figures):
+        return {}
+    return {head: _figure(name, partial(number, digits=0)) for head, name in MEASURES.items()}
 
 
 def tiers_table(comparison: Comparison) -> Table:
@@ -203,6 +215,14 @@ TIMES: Columns = {
     "KV use, mean / p99": _kv,
     "preempted, requests": _figure("preemptions", lambda n: number(n, digits=0)),
 }
+
+MEASURES = {
+    "turned away, requests": "shed",
+    "degraded, requests": "degraded",
+    "paused, times": "paused",
+    "moved, times": "moved",
+}
+"""What gateways do when not all is well, by their figures."""
 
 
 def _table(heads: Sequence[str] | Columns, first: str = "policy") -> Table:

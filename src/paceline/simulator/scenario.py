@@ -18,6 +18,7 @@ Factor = Annotated[float, Meta(ge=0, description="a number")]
 Mean = Annotated[float, Meta(ge=1, description="a number")]
 Count = Annotated[int, Meta(ge=1, description="a whole number")]
 Tokens = Annotated[int, Meta(ge=0, description="a whole number")]
+Room = Annotated[int, Meta(ge=1024, description="a whole number")]
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,8 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
     """Of one replica, in any currency."""
     speed: Positive = 1.0
     """How many times as fast as its profile it works."""
+    kv_tokens: Room | None = None
+    """Tokens of context that its KV cache holds; none: as many as the profile says."""
     added_s: Seconds = 0.0
     """When it is started."""
     start_up_s: Seconds = 0.0
@@ -48,7 +51,7 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(f"{self.name}{i}" for i in range(self.count))
 
 
-class SimTier(msgspec.Struct, frozen=True, kw_only=True):
+class SimTier(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A promise, and what it is worth."""
 
     ttft_s: Positive = inf
@@ -59,10 +62,24 @@ class SimTier(msgspec.Struct, frozen=True, kw_only=True):
     """The worst gap."""
     weight: Positive = 1.0
     """What keeping it is worth, against the other tiers."""
+    overload: Literal["queue", "shed", "degrade"] = "queue"
+    """When the promise cannot be kept: queue (late is better than never), shed (turn away) or
+    degrade. Whatever becomes of a request, it is measured by what its own tier promises."""
+    degrade_to: str = ""
+    """The tier or the model that a request gets instead, if degraded."""
+    preemptible: bool = False
+    """Whether its answers may be paused for tiers of more weight."""
+    deadline_s: Positive = inf
+    """Time to the whole answer."""
 
     @property
     def promise(self) -> Promise:
         return Promise(self.ttft_s, self.itl_s, self.stall_s)
+
+    @property
+    def rank(self) -> tuple[float, float, float, float]:
+        """The greater, the sooner it is served: by weight, then by how much is promised."""
+        return self.weight, -self.ttft_s, -self.itl_s, -self.stall_s
 
 
 class Pattern(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +133,9 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True):
     chat and agents those of each of the `families`."""
     families: Count | None = None
     """Chats or agents of how many kinds, each with a prefix of its own."""
+    resumable: Share = 1.0
+    """Share of the answers that can go on elsewhere, once begun; the others end with their worker,
+    as those with logprobs or of several choices do."""
     file: str = ""
     """Of a trace: its path, in the file relative to the scenario."""
     most_prompt: Count | None = None
@@ -200,8 +220,17 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """Patience with a worker until a first token, as `timeouts.first_token_s` of a gateway."""
     stall_timeout_s: Positive = 60.0
     """And between two tokens, as `timeouts.stall_s`."""
-    margin: Annotated[float, Meta(ge=0, lt=1, description="a share")] = 0.1
+    margin: Annotated[float, Meta(ge=0, lt=1, description="a share")] = 0.0
     """Share of a promise that headroom keeps free for what cannot be foreseen."""
+    engine_priority: bool = False
+    """Whether engines serve tiers in the order of their weight too, as vLLM does with
+    --scheduling-policy priority; else first come, first served."""
+
+    @property
+    def urgency(self) -> dict[str, int]:
+        """0 for the tier that is served first, 1 for the next, and so on."""
+        ranked = sorted(self.tiers, key=lambda name: self.tiers[name].rank, reverse=True)
+        return {name: place for place, name in enumerate(ranked)}
 
     @property
     def model(self) -> str:

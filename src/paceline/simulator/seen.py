@@ -13,6 +13,7 @@ class Seen(msgspec.Struct, gc=False):
     at_s: float
     """Arrival at the gateway, since the start of the run."""
     tier: str
+    """That it came with."""
     tenant: str
     model: str
     worker: str
@@ -22,7 +23,7 @@ class Seen(msgspec.Struct, gc=False):
     status: str
     """ok, shed, failed, broke (after its first token), or unfinished."""
     kept: bool
-    """Was the promise kept? Never unless ok."""
+    """Was the promise of its own tier kept? Never unless ok."""
     ttft_s: float = inf
     """From arrival to first token; infinite if none came."""
     itl_s: float = 0.0
@@ -32,4 +33,10 @@ class Seen(msgspec.Struct, gc=False):
     seconds: float = 0.0
     """From arrival to the end."""
     queued_s: float = 0.0
-    """From arrival until it was sent to its last worker."""
+    """From arrival until it was sent to the worker that began its answer, or was tried last."""
+    degraded: bool = False
+    """Was it served as less than what it came as?"""
+    paused: int = 0
+    """How often it was taken off its worker for others."""
+    moved: int = 0
+    """How often it was taken off its worker to go on elsewhere, or lost by it."""

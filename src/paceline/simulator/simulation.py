@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from math import inf
 from random import Random
 
+from msgspec.structs import replace
+
 from paceline.domain.facts import PeerReported, WorkerAdded
 from paceline.domain.worker import Worker
 from paceline.enginemodel import PROFILES, Profile
 from paceline.kernel import Kernel, Settings
+from paceline.simulator.asking import request_of
 from paceline.simulator.clock import Clock
 from paceline.simulator.faults import schedule_faults
 from paceline.simulator.flight import Flight
@@ -53,6 +56,8 @@ class Simulation:
         self.flights: dict[str, Flight] = {}
         self.recorder = Recorder(scenario)
         self._rng = Random(f"{seed} gateways")
+        self._rngs = [Random(f"{seed} gateway {i}") for i in range(scenario.gateways.count)]
+        """What each gateway does not know of its requests."""
         self._rng_news = Random(f"{seed} news")
         settings = Settings(
             policy="headroom" if policy == ORACLE else policy, margin=scenario.margin
@@ -67,7 +72,6 @@ class Simulation:
                 index,
                 Kernel(settings, oracle),
                 self.clock,
-                Random(f"{seed} gateway {index}"),
                 scenario.network.latency_s,
                 self.flights,
                 self._ended,
@@ -110,27 +114,31 @@ class Simulation:
 
     def _arrive(self, arrival: Arrival) -> None:
         self._next_arrival()
-        tier = self.scenario.tiers[arrival.tier]
         gateway = self.gateways[self._rng.randrange(len(self.gateways))]
-        flight = Flight(f"r{self._arrived}", arrival, tier.promise, gateway)
+        name = f"r{self._arrived}"
         self._arrived += 1
-        gateway.arrive(flight, gateway.request(flight, arrival.tier, tier.weight))
+        request = request_of(name, arrival, self.scenario.tiers, self._rngs[gateway.index])
+        gateway.arrive(Flight(name, arrival, gateway, request))
 
     def _ended(self, flight: Flight, how: str) -> None:
         now, arrival = self.clock.now, flight.arrival
         if arrival.at_s < self.scenario.warmup_s:
             return
-        replica = flight.replica
+        tier = self.scenario.tiers[arrival.tier]
         ttft_s = flight.first_at - arrival.at_s
         itl_s = flight.itl_s if how == "ok" else 0.0
-        kept = how == "ok" and flight.promise.kept(ttft_s, itl_s, flight.stall_s)
+        kept = (
+            how == "ok"
+            and tier.promise.kept(ttft_s, itl_s, flight.stall_s)
+            and now - arrival.at_s <= tier.deadline_s
+        )
         self.recorder.add(
             Seen(
                 arrival.at_s,
                 arrival.tier,
                 arrival.tenant,
                 arrival.model,
-                replica.worker.id if replica is not None else "",
+                flight.worker,
                 arrival.prompt_tokens,
                 arrival.output_tokens if how == "ok" else 0,
                 how,
@@ -139,7 +147,10 @@ class Simulation:
                 itl_s,
                 flight.stall_s,
                 now - arrival.at_s,
-                flight.sent_at - arrival.at_s if flight.sent_at < inf else 0.0,
+                flight.queued_s,
+                flight.degraded,
+                flight.paused,
+                flight.moved,
             )
         )
 
@@ -173,12 +184,17 @@ class Simulation:
             node=workers.node,
             cost_per_hour=workers.cost_per_hour,
         )
+        if workers.kv_tokens is not None:
+            profile = replace(profile, kv_tokens=workers.kv_tokens)
         rng = Random(f"{seed} {name}")
         network = self.scenario.network
         link = None
         if network.bytes_per_s < inf:
             link = Link(2.0 * network.latency_s, network.bytes_per_s)
-        replica = Replica(worker, profile, self.clock, rng, self.gateways, workers.speed, link)
+        urgency = self.scenario.urgency if self.scenario.engine_priority else None
+        replica = Replica(
+            worker, profile, self.clock, rng, self.gateways, workers.speed, link, urgency
+        )
         replica.start_up_s = workers.start_up_s
         self.replicas[name] = replica
         self.clock.at(workers.added_s, self._add, replica)

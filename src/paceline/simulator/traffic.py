@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from random import Random
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from paceline.domain.promise import ANONYMOUS
 from paceline.simulator.scenario import Pattern, Requests, Scenario
@@ -43,6 +43,10 @@ GENERATORS: dict[str, Callable[..., Iterator[Arrival]]] = {
 }
 
 
+class Fragile(Arrival, frozen=True):
+    """A request whose answer, once begun, ends with its worker."""
+
+
 def arrivals(scenario: Scenario, seed: int) -> Iterator[Arrival]:
     """All requests in order of time, with tier, tenant and model; made while they are asked for."""
     streams = [_stream(scenario, index, seed) for index in range(len(scenario.requests))]
@@ -53,7 +57,7 @@ def _stream(scenario: Scenario, index: int, seed: int) -> Iterator[Arrival]:
     """One stream on the scenario's clock, each request with all its names."""
     asked = scenario.requests[index]
     end_s = min(asked.until_s, scenario.seconds)
-    rng = Random(f"{seed}/{index}")
+    rng, luck = Random(f"{seed}/{index}"), Random(f"{seed}/{index} fragile")
     if asked.kind == "trace":
         came = _recorded(asked, scenario.load, rng)
     else:
@@ -62,7 +66,7 @@ def _stream(scenario: Scenario, index: int, seed: int) -> Iterator[Arrival]:
         at_s = asked.from_s + arrival.at_s
         if at_s >= end_s:
             return
-        yield replace(
+        named = replace(
             arrival,
             at_s=at_s,
             output_tokens=min(arrival.output_tokens, asked.max_tokens or arrival.output_tokens),
@@ -71,6 +75,8 @@ def _stream(scenario: Scenario, index: int, seed: int) -> Iterator[Arrival]:
             tenant=asked.tenant or arrival.tenant or ANONYMOUS,
             model=asked.model or arrival.model or scenario.model,
         )
+        fragile = asked.resumable < 1.0 and luck.random() >= asked.resumable
+        yield Fragile(**asdict(named)) if fragile else named
 
 
 def _recorded(asked: Requests, load: float, rng: Random) -> Iterator[Arrival]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from paceline.enginemodel import Generation
 from paceline.engines.emulated import tokens
@@ -16,6 +16,7 @@ from paceline.engines.emulated.asks import (
     ResponsesAsk,
 )
 from paceline.engines.emulated.engine import Engine
+from paceline.engines.emulated.faults import SPOILS, Fault
 from paceline.engines.emulated.formats import (
     Chat,
     Completion,
@@ -44,8 +45,6 @@ STREAM_HEAD = response_head(
         ("transfer-encoding", "chunked"),
     ],
 )
-
-BREAK_AFTER_TOKENS = 3
 
 
 def part_of(ask: Ask, index: int, prompt: list[int], engine: Engine, s: EngineSettings) -> Part:
@@ -94,14 +93,14 @@ class Call:
         engine: Engine,
         answer: Format,
         stream: bool,
-        breaks: Callable[[], None] | None = None,
+        fault: Fault | None = None,
     ) -> None:
         self.connection = connection
         self.engine = engine
         self.answer = answer
         self.stream = stream
-        self.breaks = breaks
-        """A fault that ends the stream after its first tokens."""
+        self.fault = fault
+        """What shall go wrong within the stream."""
         self.open_parts = len(answer.parts)
         self.generation_ids: list[str] = []
 
@@ -132,6 +131,12 @@ class Call:
         else:
             self.connection.answer(200, self.answer.whole())
 
+    def spoil(self, frame: bytes) -> None:
+        """The time of the fault has come: send what it makes of a token's frame."""
+        assert self.fault is not None
+        if not SPOILS[self.fault.kind](self.connection, frame):
+            self.abort()
+
     def abort(self) -> None:
         for name in self.generation_ids:
             self.engine.abort(name)
@@ -161,6 +166,7 @@ class Streamed(Collected):
         super().__init__(call, part)
         self.number = part.first_number
         self.last = part.numbers[-1]
+        self.spoilt = part.first_number + call.fault.after_tokens if call.fault else -1
         self.send = call.connection.send
         self.write = call.answer.token(part)
 
@@ -176,7 +182,7 @@ class Streamed(Collected):
         if number == self.part.first_number:
             opening = self.call.answer.opening(self.part)
             frame = (chunk(opening) if opening else b"") + frame
-        self.send(frame)
-        if self.call.breaks and number - self.part.first_number + 1 >= BREAK_AFTER_TOKENS:
-            self.call.abort()
-            self.call.breaks()
+        if number == self.spoilt:
+            self.call.spoil(frame)
+        else:
+            self.send(frame)

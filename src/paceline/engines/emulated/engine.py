@@ -58,6 +58,8 @@ class Engine:
         self._speed = settings.speed
         self._progress: dict[str, _Progress] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._hung: StepPlan | None = None
+        """The step that does not end."""
         self._last_end = 0.0
 
     def start(self, generation: Generation, reader: Reader, reason: str) -> None:
@@ -83,6 +85,9 @@ class Engine:
         """End a slowdown and a hang."""
         self.scheduler.slowdown = 1.0
         self.hangs_until = 0.0
+        if self._hung is not None and self._timer is not None:
+            self._timer.cancel()
+            self._end(self._hung, self._loop.time())
 
     def _begin(self, at: float) -> None:
         plan = self.scheduler.plan()
@@ -101,8 +106,10 @@ class Engine:
         now = self._loop.time()
         if now < self.hangs_until:
             resumed = self.hangs_until
+            self._hung = plan
             self._timer = self._loop.call_at(resumed, self._end, plan, resumed)
             return
+        self._hung = None
         self.worst_lag_s = max(self.worst_lag_s, now - end)
         if now - end > MAX_LAG_S:
             end = now

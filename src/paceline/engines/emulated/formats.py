@@ -19,6 +19,7 @@ from paceline.engines.emulated.tokens import TEXT_IDS
 FINGERPRINT = "vllm-0.32.0-emulated"
 DONE = b"data: [DONE]\n\n"
 NUMBER, TOKEN_ID, COUNT, TOTAL, SEQUENCE = (f"@@{slot}@@" for slot in "nicts")
+NOT_TOLD = b'"prompt_token_ids":null'
 _SLOT = re.compile(rb'"(@@[icts]@@)"|(@@n@@)')
 
 
@@ -197,14 +198,28 @@ class Completion(_OpenAI):
     prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
+    def token(self, part: Part, finish_reason: str | None = None) -> Callable[[int], bytes]:
+        """The first one's event tells the prompt's ids, the others' that it has been told."""
+        write = super().token(part, finish_reason)
+        if not self.token_ids:
+            return write
+        told = b'"prompt_token_ids":' + msgspec.json.encode(part.prompt)
+
+        def tell(number: int) -> bytes:
+            written = write(number)
+            return written if number > part.first_number else written.replace(NOT_TOLD, told)
+
+        return tell
+
     def _choice(self, part: Part, finish_reason: str | None) -> dict[str, Any]:
-        return {
+        choice = {
             "index": part.index,
             "text": f" t{NUMBER}",
             "logprobs": None,
             "finish_reason": finish_reason,
             "stop_reason": None,
         }
+        return {**choice, "prompt_token_ids": None} if self.token_ids else choice
 
     def _answer(self, part: Part) -> dict[str, Any]:
         return {

@@ -7,7 +7,6 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from itertools import count
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ import structlog
 
 from paceline.engines.emulated import faults
 from paceline.engines.emulated.asks import Ask, EmbeddingsAsk, Refusal, TokenizeAsk, error_body
-from paceline.engines.emulated.calls import ENDPOINTS, STREAM_HEAD, Call, part_of
+from paceline.engines.emulated.calls import ENDPOINTS, Call, part_of
 from paceline.engines.emulated.engine import Engine
 from paceline.engines.emulated.formats import Embeddings, Format
 from paceline.engines.emulated.settings import EngineSettings
@@ -39,6 +38,18 @@ def decode(kind: type[T], body: bytes) -> T:
         raise Refusal(400, f"1 validation error: JSON decode error: {error}") from error
 
 
+class _Door(Server):
+    """A server that turns newcomers away while it is told to."""
+
+    shut_until = 0.0
+
+    def admit(self, connection: ServerConnection) -> bool:
+        if self.now() < self.shut_until:
+            connection.abort()
+            return True
+        return super().admit(connection)
+
+
 class EmulatedEngine:
     """One engine behind one port: a handler of connections."""
 
@@ -51,7 +62,7 @@ class EmulatedEngine:
         self._engine = Engine(settings, self._loop)
         self._started_at = int(time.time())
         self._ids = count(1)
-        self._faults: deque[faults.FaultKind] = deque()
+        self._faults: deque[faults.Fault] = deque()
         self._crash: asyncio.Future[faults.Crash] = self._loop.create_future()
         self._slowdown_ends: asyncio.TimerHandle | None = None
         self._get: dict[str, Callable[[ServerConnection], None]] = {
@@ -72,6 +83,8 @@ class EmulatedEngine:
             "/emulate/hang": self._hang,
             "/emulate/crash": self._crash_soon,
             "/emulate/fault": self._fault,
+            "/emulate/refuse": self._refuse,
+            "/emulate/cut": self._cut,
             "/emulate/reset": self._reset,
         }
 
@@ -87,7 +100,7 @@ class EmulatedEngine:
         """Serve until cancelled, or until a crash without a restart."""
         limits = Limits(idle_timeout_s=self.settings.keep_alive_s)
         while True:
-            server = Server(self, limits, self._loop.time)
+            self._door = server = _Door(self, limits, self._loop.time)
             _, self.port = await server.listen(self.host, self.port)
             self.listening.set()
             sweeper = asyncio.create_task(server.sweep(), name=f"sweep {self.url}")
@@ -158,10 +171,10 @@ class EmulatedEngine:
         stream = bool(ask.stream) and form is not Embeddings
         self._set_options(answer, ask)
         fault = self._faults.popleft() if self._faults else None
-        breaks = self._go_wrong(connection, fault, stream)
-        if fault and breaks is None:
+        if fault and not (stream and fault.kind in faults.SPOILS):
+            faults.fail_at_once(connection, fault.kind)
             return
-        call = Call(connection, self._engine, answer, stream, breaks)
+        call = Call(connection, self._engine, answer, stream, fault)
         connection.context = call
         serial = next(self._ids)
         call.start(ask, ask.cache_salt or "", [f"{serial}-{part.index}" for part in parts])
@@ -175,25 +188,6 @@ class EmulatedEngine:
         answer.token_ids = bool(ask.return_token_ids)
         if isinstance(ask, EmbeddingsAsk) and isinstance(answer, Embeddings):
             answer.base64 = ask.encoding_format == "base64"
-
-    def _go_wrong(
-        self, connection: ServerConnection, fault: faults.FaultKind | None, stream: bool
-    ) -> Callable[[], None] | None:
-        """Answer as the fault wants; or give what shall happen within the stream."""
-        if fault == "error500":
-            connection.answer(500, error_body(500, "EngineCore encountered an issue."))
-        elif fault == "close_mid_header":
-            faults.close_mid_header(connection)
-        elif fault == "broken_chunk":
-            if stream:
-                return partial(faults.break_chunk, connection)
-            connection.send(STREAM_HEAD)
-            faults.break_chunk(connection)
-        elif fault == "close_mid_stream":
-            if stream:
-                return partial(faults.close_mid_stream, connection)
-            faults.close_mid_header(connection)
-        return None  # no_answer: the client waits for ever
 
     # What else is asked.
 
@@ -232,7 +226,7 @@ class EmulatedEngine:
             "preemptions": scheduler.counters.preemptions,
             "slowdown": scheduler.slowdown,
             "hangs_s": max(0.0, self._engine.hangs_until - self._loop.time()),
-            "faults": Counter(self._faults),
+            "faults": Counter(fault.kind for fault in self._faults),
             "worst_lag_s": self._engine.worst_lag_s,
         }
 
@@ -260,7 +254,19 @@ class EmulatedEngine:
 
     def _fault(self, connection: ServerConnection, request: HttpRequest) -> None:
         order = decode(faults.Fault, request.body)
-        self._faults.extend([order.kind] * order.count)
+        self._faults.extend([order] * order.count)
+        _answer(connection, self.state())
+
+    def _refuse(self, connection: ServerConnection, request: HttpRequest) -> None:
+        order = decode(faults.Refuse, request.body)
+        self._door.shut_until = self._loop.time() + order.seconds
+        _answer(connection, self.state())
+
+    def _cut(self, connection: ServerConnection, request: HttpRequest) -> None:
+        decode(faults.Cut, request.body)
+        for other in list(self._door.connections):
+            if isinstance(other.context, Call):
+                other.abort()
         _answer(connection, self.state())
 
     def _reset(self, connection: ServerConnection, request: HttpRequest) -> None:

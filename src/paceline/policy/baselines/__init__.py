@@ -13,6 +13,7 @@ from paceline.policy.baselines.simple import (
     least_requests,
     power_of_two,
     prefix_affinity,
+    priority,
     round_robin,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "least_requests",
     "power_of_two",
     "prefix_affinity",
+    "priority",
     "round_robin",
 ]

@@ -1,0 +1,399 @@
+"""Who of those that wait goes where, and who is turned away?
+
+Requests wait here and not in engines (late binding), so that whoever needs it most goes first, to
+wherever room comes first. With room at hand a request waits for nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from math import exp, inf
+
+import msgspec
+
+from paceline.domain.commands import Command, Degrade, Dispatch, Fail, Hold, Pause, Prediction, Shed
+from paceline.domain.request import Event, Request
+from paceline.kernel.ledger import Entry
+from paceline.kernel.live import Live
+from paceline.kernel.pool import Pool
+from paceline.kernel.retries import RetryBudget
+from paceline.kernel.waiting import Waiting
+from paceline.kernel.worker import WorkerState
+from paceline.policy.fleet import Choice, Policy
+from paceline.policy.lengths import own_share
+
+LOOK_S = 0.05
+"""How often those who wait are looked at, whatever happens: urgency grows with time."""
+OUTPUT_COST = 2.0
+"""What an output token counts in fair shares, in prompt tokens (VTC, Sheng et al. 2024)."""
+USUAL_RATE = 0.05
+RATE_S = 5.0
+"""Time constant of the pace at which those who wait are sent."""
+PAUSED_SHARE = 0.25
+"""Of a worker's preemptible streams, those that are paused at one look."""
+SURE = 1.5
+"""Times the usual TTFT of a request that is sent that must be left for its promise to be kept."""
+LEAST_BUSY_S = 0.2
+"""Of so much waiting at least a pace is made."""
+NO_WORKER_S = 5.0
+"""When to come back where no worker is there at all."""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How long requests may wait, and how many."""
+
+    hold_s: float
+    """For a worker to become usable."""
+    max_wait_s: float
+    """For room on one."""
+    max_waiting: int
+    """Of one model and tier."""
+
+
+class _Pace:
+    """Work sent a second while somebody waits: of the time when nobody does it says nothing."""
+
+    __slots__ = ("_at", "_busy_s", "_sent")
+
+    def __init__(self) -> None:
+        self._sent = self._busy_s = self._at = 0.0
+
+    def passed(self, now: float, busy: bool) -> None:
+        """Time has passed since the last call, with somebody waiting or not."""
+        if busy:
+            seconds = now - self._at
+            fade = exp(-seconds / RATE_S)
+            self._sent *= fade
+            self._busy_s = self._busy_s * fade + seconds
+        self._at = now
+
+    def sent(self, cost: float) -> None:
+        self._sent += cost
+
+    def seconds_for(self, cost: float) -> float:
+        """How long so much work takes to be sent; 0 as long as that is not known."""
+        known = self._busy_s > LEAST_BUSY_S and self._sent >= 1.0
+        return cost * self._busy_s / self._sent if known else 0.0
+
+
+class _Room:
+    """The waiting room of one model."""
+
+    def __init__(self) -> None:
+        self.waiting: Waiting[Live] = Waiting()
+        self.returning: deque[Live] = deque()
+        """Begun or tried before: they go first, at the pace of the retry budget."""
+        self.pace = _Pace()
+        self.down_since = inf
+        """Since when no worker is usable."""
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.returning)
+
+    def enter(self, now: float) -> None:
+        """Somebody comes to wait: the time when nobody did says nothing."""
+        self.pace.passed(now, busy=len(self) > 0)
+        if not len(self):
+            self.down_since = inf
+
+
+class Dispatcher:
+    """The requests that wait, of all models, and the policy that places them."""
+
+    def __init__(
+        self, bounds: Bounds, policy: Policy, pools: dict[str, Pool], requests: dict[str, Live]
+    ) -> None:
+        self._bounds = bounds
+        self._policy = policy
+        self._pools = pools
+        self._requests = requests
+        self._rooms: dict[str, _Room] = {}
+        self._retries = RetryBudget()
+        self._look_at = inf
+        self.usual_s = 0.0
+        """Predicted TTFT of those sent, lately."""
+
+    def counts(self) -> dict[str, int]:
+        """How many requests wait, by model."""
+        return {model: len(room) for model, room in self._rooms.items()}
+
+    @property
+    def look_at(self) -> float:
+        """When `look` is wanted; infinite while nobody waits."""
+        return self._look_at
+
+    # What comes in.
+
+    def arrived(self, live: Live, now: float) -> list[Command]:
+        """A new request: it goes at once, if there is room and nobody to go before it."""
+        room = self._rooms.get(live.request.model)
+        if room is None or not len(room):
+            choice = self._choose(live, now)
+            if choice is not None and not choice.wait:
+                return [self._send(live, choice, now)]
+            return self._wait(live, now)
+        commands = self._wait(live, now)
+        if live.waits and room.waiting.leads(live, now):
+            commands += self.serve(live.request.model, now)
+        return commands
+
+    def returned(self, live: Live, now: float) -> list[Command]:
+        """A request is back from a worker, and goes elsewhere as soon as may be."""
+        if live.produced and live.request.preemptible:
+            return self._wait(live, now)
+        room = self._room(live)
+        room.enter(now)
+        room.returning.append(live)
+        live.waits = live.returns = True
+        commands = self.serve(live.request.model, now)
+        return commands if not live.waits else [*commands, *self._hold(live, "no room yet", now)]
+
+    def discard(self, live: Live) -> None:
+        """A request waits no more."""
+        if live.waits:
+            room = self._room(live)
+            if live.returns:
+                room.returning.remove(live)
+            else:
+                room.waiting.discard(live.request.id)
+            live.waits = live.returns = False
+
+    def look(self, now: float) -> list[Command]:
+        """Time has passed: whoever waits may go, or may have waited for too long."""
+        commands: list[Command] = []
+        self._look_at = inf
+        for model, room in list(self._rooms.items()):
+            if len(room):
+                commands += self._too_late(model, room, now)
+                commands += self.serve(model, now)
+                commands += self._make_room(room, now)
+            if len(room):
+                self._look_at = now + LOOK_S
+        return commands
+
+    # Who goes.
+
+    def serve(self, model: str, now: float) -> list[Command]:
+        """There may be room: send whoever is to go."""
+        room = self._rooms.get(model)
+        if room is None or not len(room):
+            return []
+        commands: list[Command] = []
+        for _ in range(len(room.returning)):
+            live = room.returning.popleft()
+            if (sent := self._send_again(live, now)) is not None:
+                commands.append(sent)
+            else:
+                room.returning.append(live)
+        while (sent := self._send_next(room, now)) is not None:
+            commands.append(sent)
+        return commands
+
+    def _make_room(self, room: _Room, now: float) -> list[Command]:
+        """Pause streams that may be paused for one of more weight that can wait no longer."""
+        for live in room.waiting.heads(now):
+            if now + 2.0 * live.needs_s < live.deadline or live.request.preemptible:
+                continue
+            choice = self._choose(live, now)
+            if choice is not None and choice.wait:
+                worker = self._pools[live.request.model].at(choice.place)
+                return self._paused(worker, live.request)
+        return []
+
+    def _paused(self, worker: WorkerState, request: Request) -> list[Command]:
+        """Of those that may go, a part: the newest, whose streams have least to lose."""
+        may = [self._requests[name] for name in worker.ledger.entries]
+        may = [
+            live
+            for live in may
+            if live.request.preemptible and live.request.weight < request.weight and live.may_leave
+        ]
+        because = f"{request.tier} needs the room"
+        paused = may[-max(1, round(PAUSED_SHARE * len(may))) :] if may else []
+        for live in paused:
+            live.leaving = True
+        return [Pause(live.request.id, because) for live in paused]
+
+    def _send_again(self, live: Live, now: float) -> Dispatch | None:
+        if not self._retries.spend(now):
+            return None
+        choice = self._choose(live, now, overdue=True)
+        if choice is None or choice.wait:
+            self._retries.refund()
+            return None
+        return self._send(live, choice, now)
+
+    def _send_next(self, room: _Room, now: float) -> Dispatch | None:
+        """The first that may go. Whoever must wait keeps the place that suits it best."""
+        kept: list[int] = []
+        overdue = room.waiting.overdue
+        for live in room.waiting.heads(now):
+            choice = self._choose(live, now, kept, live is overdue)
+            if choice is None:
+                continue
+            if not choice.wait:
+                return self._send(live, choice, now)
+            if live is not overdue and now + live.needs_s < live.deadline:
+                kept.append(choice.place)
+        return None
+
+    def _choose(
+        self,
+        live: Live,
+        now: float,
+        kept: Sequence[int] = (),
+        overdue: bool = False,
+    ) -> Choice | None:
+        """Where it would go; None where no worker may be chosen."""
+        pool = self._pools.get(live.request.model)
+        if pool is None:
+            return None
+        places: Sequence[int] = pool.usable(now, live.tried)
+        if kept:
+            places = [i for i in places if i not in kept]
+        if not places:
+            return None
+        live.ask = pool.ask(live.request, now - live.arrived_at, now, live.produced, overdue)
+        choice = self._policy(pool, live.ask, places)
+        if choice.predicted is not None:
+            live.needs_s = choice.predicted.ttft_s
+        return choice
+
+    def elsewhere(self, live: Live, worker: WorkerState, now: float) -> Prediction | None:
+        """What a request might expect on another worker, were it sent there now."""
+        choice = self._choose(live, now, [worker.place], overdue=True)
+        return choice.predicted if choice is not None and not choice.wait else None
+
+    def _send(self, live: Live, choice: Choice, now: float) -> Dispatch:
+        request, ask = live.request, live.ask
+        pool = self._pools[request.model]
+        worker = pool.workers[pool.ids[choice.place]]
+        if not live.attempt:
+            self._retries.first_attempt()
+        live.attempt += 1
+        live.worker, live.predicted = worker, choice.predicted
+        if choice.predicted is not None:
+            self.usual_s += USUAL_RATE * (choice.predicted.ttft_s - self.usual_s)
+        live.move(Event.DISPATCHED)
+        entry = Entry(
+            request,
+            ask.prompt_tokens,
+            ask.cached.get(choice.place, 0.0),
+            now,
+            live.deadline,
+            live.produced,
+            ask.output_left,
+            own_share(pool.turn),
+        )
+        worker.sent(entry, choice.predicted, now)
+        if worker.on_trial:
+            pool.regroup()
+        pool.dispatched(entry.uncached)
+        pool.prefixes.insert(choice.place, request.blocks)
+        pool.touch(worker)
+        room = self._rooms.get(request.model)
+        if room is not None and live.waits:
+            room.pace.passed(now, busy=True)
+            room.pace.sent(live.cost)
+            if not live.returns:
+                room.waiting.taken(live)
+                room.waiting.served(live, entry.uncached + OUTPUT_COST * ask.output_tokens)
+        live.waits = live.returns = False
+        return Dispatch(
+            request.id,
+            worker.worker.id,
+            choice.because,
+            choice.predicted,
+            live.attempt,
+            live.produced,
+        )
+
+    # Who waits, and for how long.
+
+    def _wait(self, live: Live, now: float) -> list[Command]:
+        room, request = self._room(live), live.request
+        room.enter(now)
+        live.needs_s = SURE * (live.needs_s or self.usual_s)
+        if not live.produced and room.waiting.of_tier(request) >= self._bounds.max_waiting:
+            return [self._shed(live, room, f"too many requests of {request.tier} wait", now)]
+        if request.overload == "shed" and self._hopeless(live, room, now):
+            return [self._shed(live, room, "its promise could not be kept", now)]
+        room.waiting.add(live)
+        live.waits = True
+        return self._hold(live, "no worker has room for it yet", now)
+
+    def _hold(self, live: Live, because: str, now: float) -> list[Command]:
+        self._look_at = min(self._look_at, now + LOOK_S)
+        if live.told_wait:
+            return []
+        live.told_wait = True
+        return [Hold(live.request.id, because)]
+
+    def _hopeless(self, live: Live, room: _Room, now: float) -> bool:
+        """Will its promise be lost by the time that its turn comes?"""
+        return now + self._wait_s(live, room, now) + live.needs_s > live.deadline
+
+    def _wait_s(self, live: Live, room: _Room, now: float) -> float:
+        """Until its turn comes, by the pace of late."""
+        room.pace.passed(now, busy=len(room) > 0)
+        return room.pace.seconds_for(room.waiting.ahead_of(live)[1])
+
+    def _too_late(self, model: str, room: _Room, now: float) -> list[Command]:
+        """Who has waited for too long, or has lost what it waited for?"""
+        commands: list[Command] = []
+        bounds, pool = self._bounds, self._pools.get(model)
+        if pool is not None and pool.usable(now):
+            room.down_since = inf
+        elif now < room.down_since:
+            room.down_since = now
+        down = now >= room.down_since + bounds.hold_s
+        for live in room.waiting.expired(now, bounds.hold_s if down else bounds.max_wait_s):
+            live.waits = False
+            commands.append(self._given_up(live, room, down, now))
+        for live in [
+            live for live in room.returning if down or now > live.arrived_at + bounds.max_wait_s
+        ]:
+            self.discard(live)
+            commands.append(self._given_up(live, room, down, now))
+        for live in room.waiting.newly_lost(now):
+            rule = live.request.overload
+            if rule == "shed":
+                self.discard(live)
+                commands.append(self._shed(live, room, "its promise cannot be kept any more", now))
+            elif rule == "degrade" and live.request.instead is not None:
+                self.discard(live)
+                commands += self._degrade(live, live.request.instead, now)
+        return commands
+
+    def _given_up(self, live: Live, room: _Room, down: bool, now: float) -> Shed | Fail:
+        if live.because or live.produced:
+            live.move(Event.GAVE_UP)
+            del self._requests[live.request.id]
+            return Fail(live.request.id, live.because or "no worker has room", live.timed_out)
+        if down:
+            return self._shed(
+                live, room, f"no worker of {live.request.model} is available", now, True
+            )
+        return self._shed(live, room, "it has waited for too long", now)
+
+    def _shed(
+        self, live: Live, room: _Room, because: str, now: float, unavailable: bool = False
+    ) -> Shed:
+        """Turn it away, until it would be served in time."""
+        after_s = NO_WORKER_S
+        if not unavailable:
+            patience_s = min(live.request.promise.ttft_s, self._bounds.max_wait_s)
+            after_s = max(self._wait_s(live, room, now) + live.needs_s - patience_s, 1.0)
+        live.move(Event.SHED)
+        del self._requests[live.request.id]
+        return Shed(live.request.id, because, after_s, unavailable)
+
+    def _degrade(self, live: Live, instead: Request, now: float) -> list[Command]:
+        because = f"the promise of {live.request.tier} cannot be kept any more"
+        live.becomes(instead)
+        told = Degrade(instead.id, instead.tier, instead.model, because)
+        return [told, *self.arrived(live, now)]
+
+    def _room(self, live: Live) -> _Room:
+        return self._rooms.setdefault(live.request.model, _Room())

@@ -1,0 +1,59 @@
+"""What is the kernel told of a simulated request?
+
+Bytes for tokens, as a live gateway knows it, and what its tier says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+
+from msgspec.structs import replace
+
+from paceline.domain.request import Request
+from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, names_of
+from paceline.simulator.scenario import SimTier
+from paceline.simulator.traffic import Fragile
+from paceline.workload.traces import Arrival
+
+
+def request_of(name: str, arrival: Arrival, tiers: Mapping[str, SimTier], rng: Random) -> Request:
+    """The request, by the tier that it came with."""
+    bytes_each = BYTES_PER_TOKEN * (0.9 + 0.2 * rng.random())
+    tier = tiers[arrival.tier]
+    request = Request(
+        id=name,
+        model=arrival.model,
+        tenant=arrival.tenant,
+        tier=arrival.tier,
+        promise=tier.promise,
+        weight=tier.weight,
+        prompt_bytes=round(arrival.prompt_tokens * bytes_each),
+        max_tokens=arrival.max_tokens,
+        blocks=names_of(arrival),
+        seed=rng.getrandbits(32),
+        block_bytes=round(NAME_TOKENS * bytes_each),
+        overload=tier.overload,
+        preemptible=tier.preemptible,
+        resumable=not isinstance(arrival, Fragile),
+        deadline_s=tier.deadline_s,
+    )
+    return replace(request, instead=_instead(request, tiers)) if tier.degrade_to else request
+
+
+def _instead(request: Request, tiers: Mapping[str, SimTier]) -> Request:
+    """What it becomes if its promise cannot be kept: of another tier, or of another model."""
+    name = tiers[request.tier].degrade_to
+    tier = tiers.get(name)
+    if tier is None:
+        return replace(request, model=name)
+    lower = replace(
+        request,
+        tier=name,
+        promise=request.promise.loosest(tier.promise),
+        weight=tier.weight,
+        overload=tier.overload,
+        preemptible=tier.preemptible,
+        deadline_s=tier.deadline_s,
+    )
+    return replace(lower, instead=_instead(lower, tiers)) if tier.degrade_to else lower

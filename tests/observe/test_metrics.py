@@ -1,0 +1,102 @@
+"""Do Prometheus' numbers say what has happened?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+from prometheus_client.parser import text_string_to_metric_families
+
+from paceline.domain.facts import ClientLeft, RequestArrived, WorkerAdded, WorkerReported
+from paceline.domain.outcome import Outcome
+from paceline.domain.promise import Promise
+from paceline.domain.request import Request
+from paceline.domain.worker import Worker, WorkerReport
+from paceline.kernel import Kernel
+from paceline.observe.metrics import Metrics
+
+REQUEST = Request("r", "m", "acme", "premium", Promise(0.5, 0.04))
+OUTCOME = Outcome(
+    request=REQUEST,
+    worker="w",
+    status=200,
+    error="",
+    attempts=1,
+    because="",
+    predicted=None,
+    queued_s=0.0,
+    ttft_s=0.1,
+    itl_s=0.02,
+    stall_s=0.1,
+    seconds=1.0,
+    prompt_tokens=10,
+    cached_tokens=0,
+    output_tokens=100,
+)
+
+
+def metrics_of(
+    kernel: Kernel | None = None, refusals: Callable[[], Mapping[str, int]] = dict
+) -> Metrics:
+    return Metrics(kernel or Kernel(), {}, [0.1], refusals)
+
+
+def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
+    """Values by their labels, in order of the labels' names."""
+    families = text_string_to_metric_families(metrics.text().decode())
+    return {
+        tuple(sample.labels[label] for label in sorted(sample.labels)): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == f"paceline_{name}"
+    }
+
+
+def test_a_degraded_request_counts_for_the_tier_that_it_asked_for() -> None:
+    kernel = Kernel()
+    kernel.handle(WorkerAdded(Worker("w", "m", "http://w")), 0.0)
+    metrics = metrics_of(kernel)
+    metrics.closed(replace(OUTCOME, degraded_to=replace(REQUEST, tier="standard", model="small")))
+    assert samples(metrics, "requests_total") == {("m", "200", "acme", "premium", "w"): 1}
+    assert samples(metrics, "promises_kept_total") == {("m", "premium", "w"): 1}
+    assert samples(metrics, "degraded_total") == {("m", "premium", "small", "standard"): 1}
+
+
+def test_moves_and_pauses_count_by_their_reason_and_sheds_by_tier() -> None:
+    metrics = metrics_of()
+    metrics.moved(REQUEST, "the worker hangs")
+    metrics.moved(REQUEST, "the worker hangs")
+    metrics.paused(REQUEST, "others need the room")
+    metrics.shed(REQUEST)
+    assert samples(metrics, "moves_total") == {("the worker hangs", "m", "premium"): 2}
+    assert samples(metrics, "pauses_total") == {("others need the room", "m", "premium"): 1}
+    assert samples(metrics, "sheds_total") == {("m", "premium"): 1}
+
+
+def test_those_who_wait_are_counted_by_model_and_tier_and_at_0_when_they_are_gone() -> None:
+    kernel = Kernel()
+    metrics = metrics_of(kernel)
+    for name, tier in (("a", "premium"), ("b", "premium"), ("c", "standard")):
+        kernel.handle(RequestArrived(replace(REQUEST, id=name, tier=tier)), 0.0)
+    waiting = samples(metrics, "waiting_requests")
+    assert waiting == {("m", "premium"): 2, ("m", "standard"): 1}
+    for name in "abc":
+        kernel.handle(ClientLeft(name), 0.1)
+    assert samples(metrics, "waiting_requests") == dict.fromkeys(waiting, 0)
+
+
+def test_preemptions_are_those_since_paceline_looks_and_outlast_an_engines_restart() -> None:
+    kernel = Kernel()
+    metrics = metrics_of(kernel)
+    kernel.handle(WorkerAdded(Worker("w", "m", "http://w")), 0.0)
+    for at, total in enumerate([100.0, 103.0, 0.0, 1.0]):
+        report = WorkerReport(healthy=True, preemptions_total=total)
+        kernel.handle(WorkerReported("w", report), float(at))
+    assert samples(metrics, "worker_preemptions_total") == {("m", "w"): 4}
+
+
+def test_refusals_are_read_when_asked() -> None:
+    refused = {"acme": 0}
+    metrics = metrics_of(refusals=lambda: refused)
+    refused["acme"] = 3
+    assert samples(metrics, "quota_refusals_total") == {("acme",): 3}
