@@ -139,15 +139,17 @@ class Dispatcher:
         return commands
 
     def returned(self, live: Live, now: float) -> list[Command]:
-        """A request is back from a worker, and goes elsewhere as soon as may be."""
-        if live.produced and live.request.preemptible:
-            return self._wait(live, now)
+        """A request is back from a worker: it goes elsewhere as soon as may be."""
         room = self._room(live)
         room.enter(now)
         room.returning.append(live)
         live.waits = live.returns = True
         commands = self.serve(live.request.model, now)
         return commands if not live.waits else [*commands, *self._hold(live, "no room yet", now)]
+
+    def paused(self, live: Live, now: float) -> list[Command]:
+        """A request was taken off its worker to make room: it waits for its turn as others do."""
+        return self._wait(live, now)
 
     def discard(self, live: Live) -> None:
         """A request waits no more."""
@@ -180,12 +182,9 @@ class Dispatcher:
         if room is None or not len(room):
             return []
         commands: list[Command] = []
-        for _ in range(len(room.returning)):
-            live = room.returning.popleft()
-            if (sent := self._send_again(live, now)) is not None:
-                commands.append(sent)
-            else:
-                room.returning.append(live)
+        while room.returning and (sent := self._send_again(room.returning[0], now)) is not None:
+            room.returning.popleft()
+            commands.append(sent)
         while (sent := self._send_next(room, now)) is not None:
             commands.append(sent)
         return commands
@@ -198,10 +197,10 @@ class Dispatcher:
             choice = self._choose(live, now)
             if choice is not None and choice.wait:
                 worker = self._pools[live.request.model].at(choice.place)
-                return self._paused(worker, live.request)
+                return self._pauses(worker, live.request)
         return []
 
-    def _paused(self, worker: WorkerState, request: Request) -> list[Command]:
+    def _pauses(self, worker: WorkerState, request: Request) -> list[Command]:
         """Of those that may go, a part: the newest, whose streams have least to lose."""
         may = [self._requests[name] for name in worker.ledger.entries]
         may = [
@@ -212,7 +211,7 @@ class Dispatcher:
         because = f"{request.tier} needs the room"
         paused = may[-max(1, round(PAUSED_SHARE * len(may))) :] if may else []
         for live in paused:
-            live.leaving = True
+            live.leaving = Pause
         return [Pause(live.request.id, because) for live in paused]
 
     def _send_again(self, live: Live, now: float) -> Dispatch | None:
@@ -350,7 +349,11 @@ class Dispatcher:
         down = now >= room.down_since + bounds.hold_s
         for live in room.waiting.expired(now, bounds.hold_s if down else bounds.max_wait_s):
             live.waits = False
-            commands.append(self._given_up(live, room, down, now))
+            if live.request.preemptible and not down:  # it has all the time in the world
+                live.arrived_at = now
+                commands += self._wait(live, now)
+            else:
+                commands.append(self._given_up(live, room, down, now))
         for live in [
             live for live in room.returning if down or now > live.arrived_at + bounds.max_wait_s
         ]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from paceline.domain.commands import Command, Fail, Shed
+from paceline.domain.commands import Command, Fail, Pause, Shed
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
@@ -182,6 +182,8 @@ class Kernel:
         live.failed(fact.worker_id, fact.because, fact.timed_out)
         last = live.failures >= self.settings.attempts
         if not fact.blame and (last or not self._untried(live, now)):
+            if live.produced and not last:  # whoever reads it can wait a little
+                return self._dispatcher.paused(live, now)
             self._finish(live, Event.SHED)
             return [Shed(fact.request_id, live.because, retry_after_s=OVERLOADED_S)]
         if last:
@@ -221,9 +223,12 @@ class Kernel:
         live.move(Event.STOPPED)
         worker = live.worker
         assert worker is not None
+        paused = live.leaving is Pause or (live.leaving is None and live.request.preemptible)
         self._leave_worker(live)
         live.stopped(produced, now)
-        return [*self._dispatcher.returned(live, now), *self._room_on(worker, now)]
+        dispatcher = self._dispatcher
+        commands = dispatcher.paused(live, now) if paused else dispatcher.returned(live, now)
+        return commands + self._room_on(worker, now)
 
     def _left(self, fact: ClientLeft, now: float) -> list[Command]:
         live = self.requests.get(fact.request_id)
@@ -245,7 +250,7 @@ class Kernel:
         return self._room_on(worker, now) if worker is not None else []
 
     def _leave_worker(self, live: Live) -> None:
-        worker, live.worker, live.leaving = live.worker, None, False
+        worker, live.worker, live.leaving = live.worker, None, None
         if worker is not None:
             if worker.on_trial == live.request.id:
                 self.pools[worker.worker.model].regroup()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from paceline.domain.commands import Prediction
+from paceline.domain.commands import Move, Pause, Prediction
 from paceline.domain.request import LIFECYCLE, Event, Request, State
 from paceline.kernel.worker import WorkerState
 from paceline.policy.standing import Ask
@@ -55,8 +55,8 @@ class Live:
         """Tokens that the client has."""
         self.begun_at = inf
         """When the first token came."""
-        self.leaving = False
-        """It was asked to leave its worker, and is there until it has."""
+        self.leaving: type[Pause] | type[Move] | None = None
+        """How it was asked to leave its worker, where it is until it has."""
         self.tried: list[str] = []
         self.worker: WorkerState | None = None
         self.predicted: Prediction | None = None

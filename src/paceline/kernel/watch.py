@@ -145,5 +145,5 @@ class Watch:
                 yield live, entry
 
     def _ordered(self, order: type[Move] | type[Pause], live: Live, because: str) -> Command:
-        live.leaving = True
+        live.leaving = order
         return order(live.request.id, because)

@@ -1,0 +1,105 @@
+"""Who may go to a worker now, and who had better wait?"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from paceline.domain.promise import Promise
+from paceline.policy.admit import HARM_ABOVE, is_open
+from paceline.policy.headroom import forecast
+from paceline.policy.standing import Ask, Correction, Curve, InFlight, Standing
+from paceline.policy.steptime import StepTimeEstimator
+
+MODEL = StepTimeEstimator().model()
+BUDGET = 2048.0
+ASK = Ask(
+    request_id="r",
+    promise=Promise(),
+    margin=0.0,
+    weight=2.0,
+    prompt_tokens=500.0,
+    usual_tokens=500.0,
+    output_tokens=100.0,
+    output_left=100.0,
+    cached={},
+    blocks_held={},
+    blocks=0,
+    seed=0,
+    now=0.0,
+)
+
+
+def worker(streams: int = 10, ahead: float = 0.0, kv: float = 10_000.0) -> Standing:
+    """With a cache of 100,000 tokens."""
+    in_flight = InFlight(
+        streams=streams,
+        arriving=int(ahead > 0),
+        kv=kv,
+        kv_arriving=ahead,
+        ahead=ahead,
+        prefill_rate=0.0,
+        budget=BUDGET,
+        overhead_s=0.0,
+        kv_capacity=100_000.0,
+        last_step_at=0.0,
+    )
+    return Standing(MODEL, Curve(MODEL.theta), in_flight, {}, Correction(), Correction())
+
+
+def may_go(
+    there: Standing, ask: Ask = ASK, loss: float = 0.0, harm: float = 0.0, above: float = 0.0
+) -> bool:
+    return is_open(there, ask, forecast(there, ask, 0.0), loss, harm, above)
+
+
+def test_an_idle_worker_takes_whatever_comes() -> None:
+    huge = replace(ASK, prompt_tokens=1e6)
+    assert may_go(worker(streams=0, kv=0.0), huge, loss=1.0, harm=9.0, above=9.0)
+
+
+@pytest.mark.parametrize(("ahead", "open_"), [(0.0, True), (1000.0, True), (2100.0, False)])
+def test_a_worker_has_no_more_prefill_before_it_than_fills_a_step(
+    ahead: float, open_: bool
+) -> None:
+    assert may_go(worker(ahead=ahead)) is open_
+
+
+@pytest.mark.parametrize(("kv", "open_"), [(90_000.0, True), (94_800.0, False)])
+def test_nobody_goes_where_the_kv_cache_would_be_full(kv: float, open_: bool) -> None:
+    assert may_go(worker(kv=kv)) is open_
+
+
+@pytest.mark.parametrize(("loss", "open_"), [(0.0, True), (0.4, True), (0.6, False)])
+def test_the_harm_may_be_what_the_request_is_worth_and_no_more(loss: float, open_: bool) -> None:
+    assert may_go(worker(), loss=loss, harm=1.0) is open_
+
+
+def test_whose_promise_is_lost_goes_where_it_does_next_to_no_harm() -> None:
+    assert may_go(worker(), loss=1.0, harm=0.01)
+    assert not may_go(worker(), loss=1.0, harm=0.5)
+
+
+def test_whoever_is_overdue_counts_for_all_its_weight() -> None:
+    overdue = replace(ASK, overdue=True)
+    assert may_go(worker(), overdue, loss=1.0, harm=1.9)
+    assert not may_go(worker(), overdue, loss=1.0, harm=2.1)
+
+
+def test_those_of_more_weight_are_not_harmed_whatever_others_would_win() -> None:
+    heavy = replace(ASK, weight=1000.0)
+    assert may_go(worker(), heavy, above=HARM_ABOVE)
+    assert not may_go(worker(), replace(heavy, overdue=True), above=2 * HARM_ABOVE)
+
+
+risks = st.floats(0.0, 1.0)
+
+
+@given(risks, risks, risks, risks, st.floats(0.0, 5000.0), st.floats(0.0, 5000.0))
+def test_what_is_closed_stays_closed_when_it_gets_worse(
+    loss: float, more_loss: float, harm: float, more_harm: float, ahead: float, more: float
+) -> None:
+    worse = may_go(worker(ahead=ahead + more), loss=max(loss, more_loss), harm=harm + more_harm)
+    assert may_go(worker(ahead=ahead), loss=loss, harm=harm) or not worse
