@@ -11,11 +11,12 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from statistics import mean
 
-from paceline.kernel import ledger
-from paceline.policy import headroom, route, standing
+from paceline.kernel import ledger, worker
+from paceline.policy import admit, headroom, route, standing
 from paceline.simulator.cli import plan
 from paceline.simulator.many import Job, play_all, play_job
 from paceline.simulator.measure import Result
@@ -43,10 +44,6 @@ def no_slowdown() -> None:
     standing.Standing.slowdown = lambda self, now: 1.0  # type: ignore[method-assign]
 
 
-def no_open_gap() -> None:
-    standing.Standing.slowdown = lambda self, now: self.gain  # type: ignore[method-assign]
-
-
 def lost_count() -> None:
     """A stream whose first token was late counts as one that has a promise to lose."""
     ledger.Ledger.release = lambda self, entry: _release_at_end(self, entry)  # type: ignore[method-assign]
@@ -60,14 +57,38 @@ def _release_at_end(self: ledger.Ledger, entry: ledger.Entry) -> None:
         _release(self, entry)
 
 
+def no_waiting() -> None:
+    route.is_open = lambda *seen: True  # type: ignore[attr-defined]
+
+
+def no_correction() -> None:
+    worker.Accuracy.correction = property(lambda self: standing.Correction())  # type: ignore[assignment]
+
+
+def no_balance() -> None:
+    route.BALANCE_WEIGHT = 0.0  # type: ignore[attr-defined]
+
+
+def no_protection() -> None:
+    route.HARM_ABOVE = admit.HARM_ABOVE = inf  # type: ignore[attr-defined]
+
+
+def harm_that_ends() -> None:
+    headroom.pressure = headroom.broken
+
+
 WITHOUT: dict[str, Callable[[], None]] = {
     "headroom": lambda: None,
+    "no waiting": no_waiting,
+    "no correction": no_correction,
+    "no protection of more weight": no_protection,
+    "harm ends at the promise": harm_that_ends,
+    "no balance": no_balance,
     "no price of work": no_work,
     "no harm to residents": no_harm,
     "harm as if it lasted": full_harm,
     "no delay": no_delay,
     "no fast gain, no open gap": no_slowdown,
-    "no open gap": no_open_gap,
     "lost streams count": lost_count,
 }
 

@@ -57,7 +57,7 @@ def capacity(scenario: Scenario) -> float:
     """The load, as a share of the flood's, at which it keeps just `ENOUGH`; by bisection."""
     mixture = tuple(replace(asked, from_s=0.0, until_s=inf) for asked in scenario.requests)
     steady = replace(scenario, requests=mixture, seconds=STEADY_S)
-    low, high = 0.0, 1.0
+    low, high = 0.0, 2.0
     while high - low > PRECISION:
         load = (low + high) / 2
         kept = (Simulation(replace(steady, load=load), "headroom", s).run() for s in SEEDS)
