@@ -49,7 +49,7 @@ POLICIES = ("headroom", "least-requests", "priority")
 ENOUGH = 0.95
 """Share of promises kept at which a fleet does all that it can."""
 STEADY_S = 120.0
-SEEDS = range(5)
+SEEDS = range(8)
 PRECISION = 0.02
 
 
@@ -86,7 +86,9 @@ async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
     gateway = {
         "listen": f"127.0.0.1:{listen}",
         "admin": f"127.0.0.1:{admin}",
-        "models": [{"name": scenario.model, "workers": [{"url": url(port)} for port in ports]}],
+        "models": [
+            {"name": scenario.model, "workers": [{"url": url(p), "kind": "vllm"} for p in ports]}
+        ],
         "tiers": {name: msgspec.to_builtins(tier) for name, tier in scenario.tiers.items()},
         "default_tier": scenario.tier,
         "tenants": [
@@ -106,7 +108,9 @@ async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
             said = file.with_suffix(".log")
             started = running.enter_context(process(said, command, "--config", str(file)))
             await ready(started, health, said)
-        settings = DriveSettings(url=url(listen), keys=keys, force_lengths=True, check_tokens=True)
+        settings = DriveSettings(
+            url=url(listen), keys=keys, api="completions", force_lengths=True, check_tokens=True
+        )
         clients = await drive(list(arrivals(scenario, seed)), settings)
         lag_s = max([await _lag_s(port) for port in ports])
     return Run((), {}, clients, lag_s)
