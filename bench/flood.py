@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from math import inf
 from pathlib import Path
@@ -121,27 +122,22 @@ async def _lag_s(port: int) -> float:
         return float((await got.json())["worst_lag_s"])
 
 
-def figures(scenario: Scenario, clients: Sequence[Outcome]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each tier's, without the warm-up. Times of those that were answered."""
+def met(scenario: Scenario, tier: str, clients: Sequence[Outcome]) -> dict[str, Any]:
+    """What the requests of a tier met, those of the warm-up left out."""
+    promise = scenario.tiers[tier].promise
     flood_s = max(asked.from_s for asked in scenario.requests)
     calm_s = min(asked.until_s for asked in scenario.requests)
-    for name, tier in scenario.tiers.items():
-        came = [o for o in clients if o.tier == name and o.at_s >= scenario.warmup_s]
-        flooded = [o for o in came if flood_s <= o.at_s < calm_s]
-        kept = {o.index for o in came if not o.miss(tier.promise)}
-        answered = [o for o in came if o.ok]
-        yield (
-            name,
-            {
-                "requests": len(came),
-                "kept": len(kept) / len(came),
-                "kept_in_flood": sum(o.index in kept for o in flooded) / len(flooded),
-                "shed": sum(o.refused for o in came),
-                "failed": sum(not o.ok and not o.refused for o in came),
-                "ttft_s": _middle_and_worst([o.ttft_s or 0.0 for o in answered]),
-                "itl_s": _middle_and_worst([o.itl_s for o in answered]),
-            },
-        )
+    came = [o for o in clients if o.tier == tier and o.at_s >= scenario.warmup_s]
+    flooded = [o for o in came if flood_s <= o.at_s < calm_s]
+    answered = [o for o in came if o.ok]
+    return {
+        "requests": len(came),
+        "kept": fmean(not o.miss(promise) for o in came),
+        "kept_in_flood": fmean(not o.miss(promise) for o in flooded),
+        "ended": Counter("shed" if o.refused else o.miss(promise) or "kept" for o in came),
+        "ttft_s": _middle_and_worst([o.ttft_s or 0.0 for o in answered]),
+        "itl_s": _middle_and_worst([o.itl_s for o in answered]),
+    }
 
 
 def _middle_and_worst(seconds: Sequence[float]) -> list[float]:
@@ -156,15 +152,14 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
     for header in ("asked", "kept", "in flood", "simulated", "shed", "failed", "TTFT", "ITL"):
         shown.add_column(header, justify="right", no_wrap=True)
     for result in results:
-        for name, seen in result["tiers"].items():
-            shares = (seen["kept"], seen["kept_in_flood"], result["simulated"][name])
+        for tier, seen in result["tiers"].items():
+            shares = (seen["kept"], seen["kept_in_flood"], result["simulated"][tier])
             shown.add_row(
                 result["policy"],
-                name,
+                tier,
                 str(seen["requests"]),
                 *(f"{100 * share:.1f}" for share in shares),
-                str(seen["shed"]),
-                str(seen["failed"]),
+                *(str(seen["ended"][how]) for how in ("shed", "failed")),
                 *(" / ".join(f"{1e3 * s:,.0f}" for s in seen[k]) for k in ("ttft_s", "itl_s")),
             )
         shown.add_section()
@@ -178,7 +173,7 @@ def measure(scenario: Scenario, policy: str, seed: int) -> dict[str, Any]:
         run = uvloop.run(live(scenario, policy, seed, Path(folder)))
     return {
         "policy": policy,
-        "tiers": dict(figures(scenario, run.clients)),
+        "tiers": {tier: met(scenario, tier, run.clients) for tier in scenario.tiers},
         "simulated": expected,
         "behind_p99_s": run.behind_s,
         "lag_s": run.lag_s,

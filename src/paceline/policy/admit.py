@@ -26,8 +26,9 @@ STEPS_AHEAD = 1.0
 """Full steps of prefill that an engine may have before it, besides this request's own."""
 FREE_HARM = 0.02
 """Broken promises, in units of a request's weight, that are too few to wait for."""
-HARM_ABOVE = 0.02
-"""Promises of residents of more weight that a request may break, expected."""
+HARM_ABOVE = 0.05
+"""Promises of residents of more weight that a request may break, expected, for as much prefill as a
+request usually needs."""
 
 
 def is_open(
@@ -36,7 +37,11 @@ def is_open(
     """May the request go to this worker now?"""
     if not worker.everyone:
         return True
-    if worker.ahead > STEPS_AHEAD * worker.room or seen.kv_left < 0.0 or above > HARM_ABOVE:
+    if (
+        worker.ahead > STEPS_AHEAD * worker.room
+        or seen.kv_left < 0.0
+        or above > HARM_ABOVE * max(seen.work, 1.0)
+    ):
         return False
     worth = 1.0 if ask.overdue else 1.0 - loss + FREE_HARM
     return harm <= ask.weight * worth

@@ -42,7 +42,9 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
         expected = forecast(worker, ask, ask.cached.get(i, 0.0))
         risk = loss(worker, ask, expected), *harm(worker, ask, expected)
         options.append(_Option(i, worker, expected, *risk))
-    fair = [option for option in options if option.above <= HARM_ABOVE] or options
+    fair = [
+        option for option in options if option.above <= HARM_ABOVE * max(option.seen.work, 1.0)
+    ] or options
     wait = not any(is_open(o.worker, ask, o.seen, o.loss, o.harm, o.above) for o in fair)
     count = len(options)
     weight = DELAY_WEIGHT / min(option.seen.delay_s for option in options)

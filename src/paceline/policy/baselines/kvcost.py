@@ -19,6 +19,7 @@ from paceline.domain.facts import (
     StepsSeen,
     StreamBroke,
     StreamEnded,
+    StreamStopped,
 )
 from paceline.domain.request import Request
 from paceline.policy.fleet import Choice, Fleet, lowest
@@ -189,9 +190,9 @@ class KvCost:
                 self._requests[fact.request.id] = fact.request
             case FirstTokenSeen() if fact.request_id in self._where:
                 self._active[self._where[fact.request_id]].began(fact.request_id)
-            case DispatchFailed():
+            case DispatchFailed() | StreamStopped() | StreamBroke():
                 self._leave(fact.request_id)
-            case StreamEnded() | StreamBroke() | ClientLeft():
+            case StreamEnded() | ClientLeft():
                 self._leave(fact.request_id)
                 self._requests.pop(fact.request_id, None)
 

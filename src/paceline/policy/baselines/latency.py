@@ -17,6 +17,7 @@ from paceline.domain.facts import (
     FirstTokenSeen,
     StreamBroke,
     StreamEnded,
+    StreamStopped,
 )
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.standing import Ask
@@ -111,7 +112,7 @@ class GlobalLatency:
                 asked = self._asked.pop(fact.request_id, None)
                 if asked is not None and fact.itl_s:
                     asked.models.itl.add(asked.row, fact.itl_s)
-            case StreamBroke() | DispatchFailed() | ClientLeft():
+            case StreamBroke() | StreamStopped() | DispatchFailed() | ClientLeft():
                 self._asked.pop(fact.request_id, None)
 
 

@@ -11,6 +11,7 @@ from paceline.domain.facts import (
     Fact,
     FirstTokenSeen,
     StreamEnded,
+    StreamStopped,
     WorkerRemoved,
 )
 from paceline.policy.fleet import Choice, Fleet, two_of
@@ -57,7 +58,9 @@ class PeakEwma:
     def learn(self, fact: Fact, now: float) -> None:
         """A wait ends with the first token, or without one."""
         match fact:
-            case FirstTokenSeen() | StreamEnded() | DispatchFailed() | ClientLeft():
+            case (
+                FirstTokenSeen() | StreamEnded() | DispatchFailed() | StreamStopped() | ClientLeft()
+            ):
                 worker, since = self._waiting.pop(fact.request_id, ("", now))
                 if worker:
                     at = fact.at if isinstance(fact, FirstTokenSeen) else now
