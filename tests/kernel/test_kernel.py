@@ -7,7 +7,7 @@ from math import inf
 import msgspec
 import pytest
 
-from paceline.domain.commands import Dispatch, Fail, Hold, Shed
+from paceline.domain.commands import Dispatch, Fail, Hold, Move, Shed
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
@@ -193,7 +193,7 @@ def test_a_pause_in_the_middle_is_not_taken_for_a_wrong_prediction() -> None:
 def test_an_order_to_leave_is_over_when_the_worker_has_failed_the_request() -> None:
     kernel = fleet()
     first = dispatched(kernel, "r1")
-    kernel.requests["r1"].leaving = True
+    kernel.requests["r1"].leaving = Move
     kernel.handle(DispatchFailed("r1", first.worker_id, "HTTP 500"), 1.1)
     assert not kernel.requests["r1"].leaving
 
