@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from paceline.domain.promise import Promise
-from paceline.policy.admit import HARM_ABOVE, is_open
+from paceline.policy.admit import is_open
 from paceline.policy.headroom import forecast
 from paceline.policy.standing import Ask, Correction, Curve, InFlight, Standing
 from paceline.policy.steptime import StepTimeEstimator
@@ -49,15 +49,13 @@ def worker(streams: int = 10, ahead: float = 0.0, kv: float = 10_000.0) -> Stand
     return Standing(MODEL, Curve(MODEL.theta), in_flight, {}, Correction(), Correction())
 
 
-def may_go(
-    there: Standing, ask: Ask = ASK, loss: float = 0.0, harm: float = 0.0, above: float = 0.0
-) -> bool:
-    return is_open(there, ask, forecast(there, ask, 0.0), loss, harm, above)
+def may_go(there: Standing, ask: Ask = ASK, loss: float = 0.0, harm: float = 0.0) -> bool:
+    return is_open(there, ask, forecast(there, ask, 0.0), loss, harm)
 
 
 def test_an_idle_worker_takes_whatever_comes() -> None:
     huge = replace(ASK, prompt_tokens=1e6)
-    assert may_go(worker(streams=0, kv=0.0), huge, loss=1.0, harm=9.0, above=9.0)
+    assert may_go(worker(streams=0, kv=0.0), huge, loss=1.0, harm=9.0)
 
 
 @pytest.mark.parametrize(("ahead", "open_"), [(0.0, True), (1000.0, True), (2100.0, False)])
@@ -86,12 +84,6 @@ def test_whoever_is_overdue_counts_for_all_its_weight() -> None:
     overdue = replace(ASK, overdue=True)
     assert may_go(worker(), overdue, loss=1.0, harm=1.9)
     assert not may_go(worker(), overdue, loss=1.0, harm=2.1)
-
-
-def test_those_of_more_weight_are_not_harmed_whatever_others_would_win() -> None:
-    heavy = replace(ASK, weight=1000.0)
-    assert may_go(worker(), heavy, above=HARM_ABOVE)
-    assert not may_go(worker(), replace(heavy, overdue=True), above=2 * HARM_ABOVE)
 
 
 risks = st.floats(0.0, 1.0)

@@ -253,8 +253,11 @@ class Dispatcher:
             places = [i for i in places if i not in kept]
         if not places:
             return None
-        live.ask = pool.ask(live.request, now - live.arrived_at, now, live.produced, overdue)
-        choice = self._policy(pool, live.ask, places)
+        ask = pool.ask(live.request, now - live.arrived_at, now, live.produced, overdue)
+        if live.ask is None:
+            pool.demand.came(live.request, ask, now)
+        live.ask = ask
+        choice = self._policy(pool, ask, places)
         if choice.predicted is not None:
             live.needs_s = choice.predicted.ttft_s
         return choice
@@ -266,6 +269,7 @@ class Dispatcher:
 
     def _send(self, live: Live, choice: Choice, now: float) -> Dispatch:
         request, ask = live.request, live.ask
+        assert ask is not None
         pool = self._pools[request.model]
         worker = pool.workers[pool.ids[choice.place]]
         if not live.attempt:

@@ -68,7 +68,7 @@ class Live:
         self.returns = False
         """It is there again, after a worker."""
         self.told_wait = False
-        self.ask: Ask
+        self.ask: Ask | None = None
         """How it was last put to the policy."""
 
     def move(self, event: Event) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 
 from paceline.domain.request import BLOCK_BYTES, Request
 from paceline.domain.worker import Worker
+from paceline.kernel.demand import Demand
 from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
 from paceline.kernel.worker import Accuracy, WorkerState
 from paceline.policy.lengths import OutputLengths, TokensPerByte, own_share
@@ -43,6 +44,7 @@ class Pool:
         self._block_bytes = BLOCK_BYTES
         """As of the last request."""
         self._usual_tokens = 0.0
+        self.demand = Demand()
         self._by_place: list[WorkerState] = []
         self._free: list[int] = []
         self._standings: list[Standing | None] = []
@@ -201,6 +203,7 @@ class Pool:
             seed=request.seed,
             now=now,
             overdue=overdue,
+            claims=self.demand.above(request, now),
         )
 
     def prompt_tokens(self, request: Request) -> float:

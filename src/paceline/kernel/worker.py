@@ -9,6 +9,7 @@ from paceline.domain.facts import PeerLoad, Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel.elsewhere import Elsewhere
 from paceline.kernel.ledger import Entry, Ledger
+from paceline.kernel.rate import Rate
 from paceline.policy.pressure import Outlook, limit_tokens, trust_after
 from paceline.policy.standing import Correction, Curve, InFlight, Standing
 from paceline.policy.steptime import StepTimeEstimator
@@ -30,30 +31,10 @@ LEAST_SPREAD = 0.05
 """Standard deviation of log(outcome / corrected prediction) that is always reckoned with."""
 
 
-class Rate:
-    """Of something that comes in pieces, by the second, lately."""
-
-    __slots__ = ("_at", "_rate", "_seconds")
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        """Time constant."""
-        self._rate = self._at = 0.0
-
-    def add(self, amount: float, at: float) -> None:
-        """So much came."""
-        self._rate = self.at(at) + amount / self._seconds
-        self._at = at
-
-    def at(self, now: float) -> float:
-        """So much comes in a second."""
-        return self._rate * exp((self._at - now) / self._seconds)
-
-
 class Accuracy:
     """How well were outcomes predicted? Of log(outcome / prediction)."""
 
-    __slots__ = ("_correction", "_rate", "_square", "bias", "count", "error")
+    __slots__ = ("_correction", "_rate", "_square", "_usual", "bias", "count", "error")
 
     def __init__(self, rate: float = 0.02) -> None:
         self._rate = rate
@@ -64,6 +45,8 @@ class Accuracy:
         self.error = 0.0
         """Running mean of the absolute value; 0.1 is about 10 %."""
         self._square = 0.0
+        self._usual = 0.0
+        """Running mean of log(prediction)."""
         self._correction: Correction | None = Correction()
 
     @property
@@ -72,7 +55,7 @@ class Accuracy:
         if self._correction is None:
             factor = exp(min(max(self.bias, -MOST_BIAS), MOST_BIAS))
             spread = sqrt(max(self._square - self.bias * self.bias, LEAST_SPREAD**2))
-            self._correction = Correction(factor, spread)
+            self._correction = Correction(factor, spread, factor * exp(self._usual))
         return self._correction
 
     def add(self, predicted_s: float, outcome_s: float) -> None:
@@ -81,10 +64,12 @@ class Accuracy:
             return
         self.count += 1
         rate = max(1.0 / self.count, self._rate)
-        ratio = log(outcome_s) - log(predicted_s)
+        expected = log(predicted_s)
+        ratio = log(outcome_s) - expected
         self.bias += rate * (ratio - self.bias)
         self.error += rate * (abs(ratio) - self.error)
         self._square += rate * (ratio * ratio - self._square)
+        self._usual += rate * (expected - self._usual)
         if self.count >= CALIBRATED:
             self._correction = None
 

@@ -6,13 +6,13 @@ cannot. So a request waits while no worker is open to it. A worker is open if
 - its prefill keeps it busy for no more than a step beyond the one under way,
 - there is room in its KV cache, and
 - the harm to its residents is no more than the request is worth: its weight times the chance that
-  its own promise is kept there,
-- and residents of more weight lose next to nothing, whatever many of less would win by that.
+  its own promise is kept there.
 
 With one worker open the request goes to the one of least cost, open or not: then waiting is a
-matter of that worker alone, and cost knows it. A request whose promise is lost is worth next to
-nothing to promises, and goes where it does no harm; when it has waited longest of all, its turn
-comes whatever it is worth.
+matter of that worker alone, and cost knows it. But never to one that those of more weight need
+faster (`paceline.policy.reserve`). A request whose promise is lost is worth next to nothing to
+promises, and goes where it does no harm; when it has waited longest of all, its turn comes whatever
+it is worth.
 
 (Late binding: Mooncake, Qin et al. 2024. docs/design/0008 has what else was tried.)
 """
@@ -26,22 +26,13 @@ STEPS_AHEAD = 1.0
 """Full steps of prefill that an engine may have before it, besides this request's own."""
 FREE_HARM = 0.02
 """Broken promises, in units of a request's weight, that are too few to wait for."""
-HARM_ABOVE = 0.05
-"""Promises of residents of more weight that a request may break, expected, for as much prefill as a
-request usually needs."""
 
 
-def is_open(
-    worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float, above: float
-) -> bool:
+def is_open(worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float) -> bool:
     """May the request go to this worker now?"""
     if not worker.everyone:
         return True
-    if (
-        worker.ahead > STEPS_AHEAD * worker.room
-        or seen.kv_left < 0.0
-        or above > HARM_ABOVE * max(seen.work, 1.0)
-    ):
+    if worker.ahead > STEPS_AHEAD * worker.room or seen.kv_left < 0.0:
         return False
     worth = 1.0 if ask.overdue else 1.0 - loss + FREE_HARM
     return harm <= ask.weight * worth

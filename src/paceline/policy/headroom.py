@@ -123,7 +123,7 @@ def broken(promise_s: float, predicted_s: float, spread: float) -> float:
     return 1.0 / (1.0 + exp(odds)) if odds < 30.0 else 0.0
 
 
-def pressure(promise_s: float, predicted_s: float, spread: float) -> float:
+def strain(promise_s: float, predicted_s: float, spread: float) -> float:
     """As `broken`, but beyond the promise it goes on rising as steeply as it does there.
 
     A stream that is late can still be saved, and one more newcomer must not seem free for the
@@ -147,22 +147,19 @@ def loss(worker: Standing, ask: Ask, seen: Forecast) -> float:
     return 1.0 - kept
 
 
-def harm(worker: Standing, ask: Ask, seen: Forecast) -> tuple[float, float]:
-    """The promises of residents that the choice breaks, expected and weighted.
-
-    And of these the promises of residents of more weight, counted.
-    """
+def harm(worker: Standing, ask: Ask, seen: Forecast, cautious: bool = False) -> float:
+    """The promises of residents that the choice breaks, expected and weighted."""
     share, spread = 1.0 - ask.margin, worker.itl.spread
-    total, above = -CROWDED * min(seen.kv_left, 0.0), 0.0
+    before_s, after_s = seen.before_s, seen.after_s
+    if cautious:
+        before_s, after_s = worker.itl.cautious(before_s), worker.itl.cautious(after_s)
+    total = -CROWDED * min(seen.kv_left, 0.0)
     for itl_s, weight, residents in worker.promised:
         if itl_s < inf:
             promise_s = itl_s * share
-            after = pressure(promise_s, seen.after_s, spread)
-            broken = residents * (after - pressure(promise_s, seen.before_s, spread))
-            total += weight * broken
-            if weight > ask.weight:
-                above += broken
-    return total, above
+            rise = strain(promise_s, after_s, spread) - strain(promise_s, before_s, spread)
+            total += weight * residents * rise
+    return total
 
 
 def headroom(worker: Standing, ask: Ask, seen: Forecast) -> float:

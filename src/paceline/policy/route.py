@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from paceline.policy import baselines
-from paceline.policy.admit import HARM_ABOVE, is_open
+from paceline.policy.admit import is_open
 from paceline.policy.fleet import Choice, Fleet, Learner, Policy
 from paceline.policy.headroom import (
     BALANCE_WEIGHT,
@@ -23,6 +23,7 @@ from paceline.policy.headroom import (
     loss,
     prediction,
 )
+from paceline.policy.reserve import limits
 from paceline.policy.standing import Ask, Standing
 
 __all__ = ["POLICIES", "Choice", "Fleet", "Learner", "Policy", "headroom"]
@@ -40,19 +41,20 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     for i in _shortlist(ask, places):
         worker = fleet.standing(i, ask.now)
         expected = forecast(worker, ask, ask.cached.get(i, 0.0))
-        risk = loss(worker, ask, expected), *harm(worker, ask, expected)
-        options.append(_Option(i, worker, expected, *risk))
-    fair = [
-        option for option in options if option.above <= HARM_ABOVE * max(option.seen.work, 1.0)
-    ] or options
-    wait = not any(is_open(o.worker, ask, o.seen, o.loss, o.harm, o.above) for o in fair)
+        options.append(_Option(i, worker, expected, loss(worker, ask, expected)))
+    fair = _fair(ask, options) if ask.claims and not ask.overdue else options
+    wait = not any(
+        is_open(o.worker, ask, o.seen, o.loss, harm(o.worker, ask, o.seen, cautious=True))
+        for o in fair
+    )
+    fair = fair or options
     count = len(options)
     weight = DELAY_WEIGHT / min(option.seen.delay_s for option in options)
     price = WORK_WEIGHT * sum(option.seen.busy for option in options) / count
     balance = BALANCE_WEIGHT * count / (sum(option.seen.backlog_s for option in options) or 1.0)
     costs = [
         ask.weight * option.loss
-        + option.harm
+        + harm(option.worker, ask, option.seen)
         + weight * option.seen.delay_s
         + price * option.seen.work
         + balance * option.seen.backlog_s
@@ -81,8 +83,16 @@ class _Option(NamedTuple):
     worker: Standing
     seen: Forecast
     loss: float
-    harm: float
-    above: float
+
+
+def _fair(ask: Ask, options: Sequence[_Option]) -> list[_Option]:
+    """Those that the request leaves fast enough for whoever has more weight; and idle ones."""
+    allowed = limits(ask, [(option.worker, option.seen) for option in options])
+    return [
+        option
+        for option, itl_s in zip(options, allowed, strict=True)
+        if option.seen.itl_s <= itl_s or not option.worker.everyone
+    ]
 
 
 def _shortlist(ask: Ask, places: Sequence[int]) -> Sequence[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from math import inf
 
@@ -20,6 +20,8 @@ LEAST_ROOM = 64.0
 RELAX_S = 10.0
 """Half-life with which the slowdown of a worker that shows no steps is forgotten: only new work
 can show whether it still lasts."""
+CAUTION = 0.3
+"""Predictions so much above the usual, as a power of the ratio, are taken to be worse."""
 
 
 class Curve:
@@ -45,6 +47,18 @@ class Correction(msgspec.Struct, frozen=True, gc=False):
     """They are so many times as long."""
     spread: float = 0.2
     """Standard deviation of log(outcome / corrected prediction)."""
+    usual_s: float = inf
+    """What was predicted, corrected, on (geometric) average."""
+
+    def cautious(self, predicted_s: float) -> float:
+        """A prediction as admission takes it: the further above the usual, the worse.
+
+        How far predictions are off was learned at the load of late. When a calm fleet is flooded,
+        what comes is up to 1.4 times as slow as was to be expected from the calm.
+        """
+        if predicted_s <= self.usual_s:
+            return predicted_s
+        return float(predicted_s * (predicted_s / self.usual_s) ** CAUTION)
 
 
 class InFlight(msgspec.Struct, frozen=True, gc=False):
@@ -165,6 +179,19 @@ class Standing:
         return self.gain * late if late > 1.0 else self.gain
 
 
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """What the requests of one promise and weight take of a fleet, in tokens a second."""
+
+    itl_s: float
+    """Their promise."""
+    prompt_rate: float
+    """To prefill."""
+    output_rate: float
+    """To decode."""
+    read_rate: float
+    """Of context, to be read for those."""
+
+
 class Ask(msgspec.Struct, frozen=True):
     """What a router needs to know of a request."""
 
@@ -191,3 +218,5 @@ class Ask(msgspec.Struct, frozen=True):
     now: float
     overdue: bool = False
     """It has waited longest of all, and its turn has come whatever it is worth."""
+    claims: Sequence[Claim] = ()
+    """Of those with more weight."""
