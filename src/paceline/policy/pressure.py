@@ -155,13 +155,6 @@ def limit_tokens(capacity: float, trust: float = 1.0) -> float:
     return KV_FULL * trust * capacity
 
 
-def room_for(outlook: Outlook, context: float, left: float, limit: float) -> bool:
-    """Is there room for a newcomer until its end? An empty worker has it: no other has more."""
-    if outlook.bound + context + left + outlook.rounding <= limit or not outlook:
-        return True
-    return outlook.peak_with(context, left) <= limit
-
-
 def relief(outlook: Outlook, limit: float, candidates: Iterable[Stream]) -> list[str]:
     """Which of the streams to pause so that no more than `limit` will be needed.
 
