@@ -118,8 +118,9 @@ def test_streams_of_other_gateways_end_one_after_the_other() -> None:
     at_once = 1000 + 10 * 50
     assert 1000 < outlook.peak() < at_once
     assert outlook.bound == at_once
-    outlook.add_unknown(0, 0.0, 0.0)
-    assert len(outlook) == 10
+    before = outlook.peak()
+    outlook.add_unknown(0, 0.0, 50.0)
+    assert (outlook.peak(), outlook.bound) == (before, at_once)
 
 
 @given(

@@ -96,9 +96,6 @@ class Outlook:
         self._before: list[float] = []
         """The most that is needed before it by one stream more, its context not counted."""
 
-    def __len__(self) -> int:
-        return len(self._left)
-
     def add(self, context: float, left: float) -> None:
         """A stream joins."""
         self._contexts.append(context)
