@@ -15,7 +15,10 @@ LEAST_BUSY_S = 0.2
 
 
 class Pace:
-    """Work sent a second while somebody waits: of the time when nobody does it says nothing."""
+    """Work sent a second while somebody waits: of the time when nobody does it says nothing.
+
+    Both the work and the seconds that it took fade, so that those of late count.
+    """
 
     __slots__ = ("_at", "_busy_s", "_sent")
 
@@ -25,13 +28,13 @@ class Pace:
     def passed(self, now: float, busy: bool) -> None:
         """Time has passed since the last call, with somebody waiting or not."""
         if busy:
-            seconds = now - self._at
-            fade = exp(-seconds / RATE_S)
+            fade = exp((self._at - now) / RATE_S)
             self._sent *= fade
-            self._busy_s = self._busy_s * fade + seconds
+            self._busy_s = self._busy_s * fade + RATE_S * (1.0 - fade)  # these seconds fade too
         self._at = now
 
     def sent(self, cost: float) -> None:
+        """So much work was sent just now."""
         self._sent += cost
 
     def seconds_for(self, cost: float) -> float:
