@@ -19,7 +19,7 @@ from paceline.kernel import ledger, worker
 from paceline.policy import admit, headroom, route, standing
 from paceline.simulator.cli import plan
 from paceline.simulator.many import Job, play_all, play_job
-from paceline.simulator.measure import Result
+from paceline.simulator.result import Result
 
 SCENARIOS = Path(__file__).parents[1] / "scenarios"
 

@@ -17,18 +17,14 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from math import inf
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import aiohttp
-import msgspec
 import numpy as np
 import uvloop
-import yaml
 from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
@@ -36,14 +32,11 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "simulator"))
 
-from both_hosts import Run  # noqa: E402
+from both_hosts import live  # noqa: E402
 
-from paceline.demo.stage import free_ports, process, ready, url  # noqa: E402
 from paceline.simulator.load import load_scenario  # noqa: E402
 from paceline.simulator.scenario import Scenario  # noqa: E402
 from paceline.simulator.simulation import Simulation  # noqa: E402
-from paceline.simulator.traffic import arrivals  # noqa: E402
-from paceline.workload.drive import DriveSettings, drive  # noqa: E402
 from paceline.workload.outcome import Outcome  # noqa: E402
 
 POLICIES = ("headroom", "least-requests", "priority")
@@ -73,53 +66,6 @@ def simulated(scenario: Scenario, policy: str) -> dict[str, float]:
     """Attainment by tier."""
     results = [Simulation(scenario, policy, seed).run() for seed in SEEDS]
     return {name: fmean(r.tiers[name].attainment for r in results) for name in scenario.tiers}
-
-
-async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
-    """What clients of a live gateway saw."""
-    each = [group for group in scenario.workers for _ in group.names]
-    listen, admin, *ports = free_ports(2 + len(each))
-    engines = [
-        {"profile": g.profile, "speed": g.speed, "model": g.model, "port": port, "seed": seed + i}
-        for i, (g, port) in enumerate(zip(each, ports, strict=True))
-    ]
-    keys = {asked.tenant: f"key-of-{asked.tenant}" for asked in scenario.requests}
-    gateway = {
-        "listen": f"127.0.0.1:{listen}",
-        "admin": f"127.0.0.1:{admin}",
-        "models": [
-            {"name": scenario.model, "workers": [{"url": url(p), "kind": "vllm"} for p in ports]}
-        ],
-        "tiers": {name: msgspec.to_builtins(tier) for name, tier in scenario.tiers.items()},
-        "default_tier": scenario.tier,
-        "tenants": [
-            {"name": asked.tenant, "tier": asked.tier, "key": keys[asked.tenant]}
-            for asked in scenario.requests
-        ],
-        "routing": {"policy": policy},
-        "logging": {"level": "warning"},
-    }
-    with ExitStack() as running:
-        for command, config, health in (
-            ("engine", {"engines": engines}, url(ports[-1]) + "/health"),
-            ("serve", gateway, url(listen) + "/health/ready"),
-        ):
-            file = folder / f"{command}-{policy}.yaml"
-            file.write_text(yaml.safe_dump(config))
-            said = file.with_suffix(".log")
-            started = running.enter_context(process(said, command, "--config", str(file)))
-            await ready(started, health, said)
-        settings = DriveSettings(
-            url=url(listen), keys=keys, api="completions", force_lengths=True, check_tokens=True
-        )
-        clients = await drive(list(arrivals(scenario, seed)), settings)
-        lag_s = max([await _lag_s(port) for port in ports])
-    return Run((), {}, clients, lag_s)
-
-
-async def _lag_s(port: int) -> float:
-    async with aiohttp.ClientSession() as session, session.get(url(port) + "/emulate/state") as got:
-        return float((await got.json())["worst_lag_s"])
 
 
 def met(scenario: Scenario, tier: str, clients: Sequence[Outcome]) -> dict[str, Any]:
@@ -170,7 +116,8 @@ def measure(scenario: Scenario, policy: str, seed: int) -> dict[str, Any]:
     """One policy in both hosts, one after the other."""
     expected = simulated(scenario, policy)
     with TemporaryDirectory(prefix="paceline-bench-") as folder:
-        run = uvloop.run(live(scenario, policy, seed, Path(folder)))
+        keys = {asked.tenant: f"key-of-{asked.tenant}" for asked in scenario.requests}
+        run = uvloop.run(live(scenario, policy, seed, Path(folder), keys))
     return {
         "policy": policy,
         "tiers": {tier: met(scenario, tier, run.clients) for tier in scenario.tiers},

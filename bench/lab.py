@@ -30,8 +30,8 @@ from paceline.domain.errors import PacelineError
 from paceline.simulator.cli import ALL_POLICIES, CORES, Watch, plan
 from paceline.simulator.compare import Estimate, Verdict, compare, estimate, verdict
 from paceline.simulator.many import play_all
-from paceline.simulator.measure import Result
 from paceline.simulator.oracle import ORACLE
+from paceline.simulator.result import Result
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 STORED = SCENARIOS / "results.json"

@@ -21,15 +21,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from paceline.policy.lengths import OutputLengths, Tokens, own_share
+from paceline.policy.lengths import OutputLengths, own_share
 from paceline.policy.pressure import (
     INTERRUPTION,
     KV_FULL,
     Outlook,
     Stream,
+    Tokens,
     peak_tokens,
     relief,
-    room_for,
 )
 
 ANSWERS = {"even": 0.5, "usual": 0.9, "uneven": 1.3}
@@ -124,15 +124,13 @@ def times(size: int) -> dict[str, float]:
     held, to_come, out = contexts.tolist(), left.tolist(), float(produced[0])
     outlook = Outlook(held, to_come, 16)
     streams = [Stream(str(i), *pair) for i, pair in enumerate(zip(held, to_come, strict=True))]
-    limit, shares = 0.9 * outlook.peak(), rng.random(size)
+    limit = 0.9 * outlook.peak()
     return {
         "streams": size,
         "left": least_us(lambda: lengths.left("m", "t", out, 512, 0.6)),
-        "left_each": least_us(lambda: lengths.left_each("m", "t", produced, contexts, shares)),
         "peak_tokens": least_us(lambda: peak_tokens(held, to_come, 8.0)),
         "new_outlook": least_us(lambda: Outlook(held, to_come, 16).peak()),
-        "room_by_bound": least_us(lambda: room_for(outlook, 500.0, 300.0, 1e9)),
-        "room_by_peak": least_us(lambda: room_for(outlook, 500.0, 300.0, limit)),
+        "peak_with": least_us(lambda: outlook.peak_with(500.0, 300.0)),
         "relief_of_10_percent": least_us(lambda: relief(outlook, limit, streams)),
     }
 

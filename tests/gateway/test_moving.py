@@ -377,6 +377,29 @@ def test_white_space_that_templates_trim_is_written_again_and_shown_once(anew: l
     assert line.text == "a\n\n  b"
 
 
+@pytest.mark.parametrize("blanks", [["\n\n"], ["\n", " "]])
+def test_white_space_written_again_counts_once_to_the_client_and_in_the_log(
+    blanks: list[str],
+) -> None:
+    line = Line(**USAGE)
+    line.retry_always()
+    blank = b"".join(with_delta(content=text) for text in blanks)
+    opening = SSE + with_delta(role="assistant", content="")
+    line.send().say(opening + with_delta(content="a") + blank).die()
+    line.connection.say(opening + blank).die()
+    counts = {"prompt_tokens": 11, "completion_tokens": len(blanks) + 1}  # "a" was in its prompt
+    counts["total_tokens"] = 11 + counts["completion_tokens"]
+    usage = b"data: %b\n\n" % json.dumps({"choices": [], "usage": counts}).encode()
+    end = chunk(usage) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK
+    line.connection.say(opening + blank + with_delta(content="b") + end)
+    shown = line.events[-2]["usage"]
+    assert (shown["prompt_tokens"], shown["completion_tokens"]) == (10, len(blanks) + 2)
+    (ended,) = line.of(StreamEnded)
+    assert (ended.prompt_tokens, ended.output_tokens) == (10, len(blanks) + 2)
+    assert line.outcome is not None
+    assert (line.outcome.prompt_tokens, line.outcome.output_tokens) == (10, len(blanks) + 2)
+
+
 def test_stop_strings_go_on_by_text_since_ids_would_be_ahead_of_it() -> None:
     line = Line(TEXT, stop=["\n"])
     connection = line.send()

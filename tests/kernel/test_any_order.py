@@ -181,7 +181,8 @@ class Model:
         waiting = []
         for model, room in kernel._dispatcher._rooms.items():
             assert kernel.held()[model] == len(room)
-            assert sum(room.waiting.by_tenant().values()) == len(room.waiting)
+            of_tier = {(r.weight, r.tier): room.waiting.of_tier(r) for r in self.known.values()}
+            assert sum(of_tier.values()) == len(room.waiting)
             waiting += [*room.waiting._places, *(live.request.id for live in room.returning)]
         assert sorted(waiting) == sorted(self.known.keys() - self.on.keys())
         for worker in kernel.workers.values():

@@ -81,36 +81,21 @@ def test_tenants_without_number_take_bounded_memory() -> None:
     assert ("m", "") in lengths._seen
 
 
-@given(ANSWERS, st.integers(0, LONGEST), st.floats(0, 1))
+@given(
+    ANSWERS,
+    st.integers(0, 2 * LONGEST),
+    st.floats(0, 1),
+    st.one_of(st.none(), st.integers(1, 4096)),
+)
 def test_what_is_left_is_what_the_quantile_leaves(
-    answers: list[int], produced: int, share: float
+    answers: list[int], produced: int, share: float, max_tokens: int | None
 ) -> None:
     lengths = OutputLengths()
     for tokens in answers:
         lengths.learn("m", "t", tokens)
-    left = lengths.left("m", "t", float(produced), None, share)
-    total = lengths.quantile("m", "t", share, produced)
-    assert produced + left == pytest.approx(total, rel=1e-6)
-
-
-@given(ANSWERS, st.lists(st.floats(0, 2 * LONGEST), max_size=20), st.integers(1, 4096))
-def test_asked_for_many_streams_the_answers_are_the_same(
-    answers: list[int], produced: list[float], max_tokens: int
-) -> None:
-    lengths = OutputLengths()
-    for tokens in answers:
-        lengths.learn("m", "t", tokens)
-    shares = [own_share(i) for i in range(len(produced))]
-    limits = [max_tokens if i % 2 else None for i in range(len(produced))]
-    each = lengths.left_each(
-        "m",
-        "t",
-        np.array(produced),
-        np.array([np.inf if limit is None else limit for limit in limits]),
-        np.array(shares),
-    )
-    asked = zip(produced, limits, shares, strict=True)
-    assert each.tolist() == pytest.approx([lengths.left("m", "t", *one) for one in asked])
+    left = lengths.left("m", "t", float(produced), max_tokens, share)
+    total = lengths.quantile("m", "t", share, produced, max_tokens)
+    assert left == pytest.approx(max(total - produced, 0.0), abs=1e-6 * max(produced, 1))
 
 
 @given(st.floats(0, 10**6), st.integers(1, 4096))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from math import inf
 from pathlib import Path
@@ -97,8 +97,15 @@ def simulated(scenario: Scenario, policy: str, seed: int) -> Run:
     return Run([opening(simulation.gateways[0].kernel.settings), *lines], groups)
 
 
-async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
-    """The scenario in processes, with sockets between them."""
+async def live(
+    scenario: Scenario, policy: str, seed: int, folder: Path, keys: Mapping[str, str] | None = None
+) -> Run:
+    """The scenario in processes, with sockets between them.
+
+    With `keys`, the tenants of these names ask with them, each by the tier of its requests; without
+    any, everyone asks anonymously.
+    """
+    keys = dict(keys or {})
     each = [group for group in scenario.workers for _ in group.names]
     listen, admin, *ports = free_ports(2 + len(each))
     log = folder / "facts.log"
@@ -106,7 +113,7 @@ async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
         {"profile": g.profile, "speed": g.speed, "model": g.model, "port": port, "seed": seed + i}
         for i, (g, port) in enumerate(zip(each, ports, strict=True))
     ]
-    gateway = _gateway(scenario, policy, [url(port) for port in ports]) | {
+    gateway = _gateway(scenario, policy, [url(port) for port in ports], keys) | {
         "listen": f"127.0.0.1:{listen}",
         "admin": f"127.0.0.1:{admin}",
         "log_facts": str(log),
@@ -121,7 +128,9 @@ async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
             said = file.with_suffix(".log")
             started = running.enter_context(process(said, command, "--config", str(file)))
             await ready(started, health, said)
-        settings = DriveSettings(url=url(listen), api="completions", force_lengths=True)
+        settings = DriveSettings(
+            url=url(listen), keys=keys, api="completions", force_lengths=True, check_tokens=True
+        )
         clients = await drive(list(arrivals(scenario, seed)), settings)
         lag_s = max([await _lag_s(port) for port in ports])
         _stop(started)
@@ -129,13 +138,17 @@ async def live(scenario: Scenario, policy: str, seed: int, folder: Path) -> Run:
     return Run(log.read_bytes().splitlines(), groups, clients, lag_s)
 
 
-def _gateway(scenario: Scenario, policy: str, engines: Sequence[str]) -> dict[str, Any]:
+def _gateway(
+    scenario: Scenario, policy: str, engines: Sequence[str], keys: Mapping[str, str]
+) -> dict[str, Any]:
     """The part of a gateway's configuration that a scenario settles."""
     workers = [{"url": engine, "kind": "vllm"} for engine in engines]
+    tiers = {asked.tenant: asked.tier for asked in scenario.requests}
     return {
         "models": [{"name": scenario.model, "workers": workers}],
         "tiers": {name: msgspec.to_builtins(tier) for name, tier in scenario.tiers.items()},
         "default_tier": scenario.tier,
+        "tenants": [{"name": n, "tier": tiers[n], "key": key} for n, key in keys.items()],
         "routing": {"policy": policy, "margin": scenario.margin},
         "logging": {"level": "warning"},
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import exp
 from random import Random
 
-from paceline.simulator.measure import Recorder, Result
+from paceline.simulator.measure import Recorder
+from paceline.simulator.result import Result
 from paceline.simulator.scenario import Fault, Requests, Scenario, SimTier, Workers
 from paceline.simulator.seen import Seen
 

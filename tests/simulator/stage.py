@@ -10,7 +10,8 @@ import msgspec
 from paceline.domain.commands import Command
 from paceline.domain.facts import Fact
 from paceline.enginemodel import PROFILES, Profile
-from paceline.simulator.measure import Recorder, Result
+from paceline.simulator.measure import Recorder
+from paceline.simulator.result import Result
 from paceline.simulator.scenario import Fault, Network, Requests, Scenario, SimTier, Workers
 from paceline.simulator.seen import Seen
 from paceline.simulator.simulation import Simulation

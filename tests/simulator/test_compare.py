@@ -19,8 +19,8 @@ from paceline.simulator.compare import (
     t_quantile,
     verdict,
 )
-from paceline.simulator.measure import Result
 from paceline.simulator.oracle import ORACLE
+from paceline.simulator.result import Result
 
 
 def runs(policy: str, skill: float, seeds: int = 3) -> list[Result]:

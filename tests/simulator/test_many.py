@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from paceline.simulator.many import Job, RunFailed, play_all
-from paceline.simulator.measure import Recorder, Result
+from paceline.simulator.measure import Recorder
+from paceline.simulator.result import Result
 from paceline.simulator.scenario import Requests, Scenario, SimTier, Workers
 
 SCENARIO = Scenario(

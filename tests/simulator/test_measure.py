@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.simulator.measure import SLOTS, Recorder, Result
+from paceline.simulator.measure import SLOTS, Recorder
+from paceline.simulator.result import Result
 from paceline.simulator.scenario import Requests, Scenario, SimTier, Workers
 from paceline.simulator.seen import Seen
 

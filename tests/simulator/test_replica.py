@@ -16,7 +16,7 @@ from paceline.domain.facts import StepsSeen, StreamEnded
 from paceline.enginemodel import Generation, Scheduler
 from paceline.kernel import watch
 from paceline.simulator import replica
-from paceline.simulator.replica import Gaps
+from paceline.simulator.gaps import Gaps
 from paceline.simulator.scenario import Fault, Requests, Scenario
 from paceline.simulator.seen import Seen
 

@@ -356,6 +356,11 @@ class Relay:
             self.connection.resume()
 
     @property
+    def rewritten(self) -> int:
+        """Tokens that the client had, and the engine was asked to write again."""
+        return self._sieve.seam.rewritten if self._sieve.seam is not None else 0
+
+    @property
     def failed(self) -> bool:
         """The engine reported an error within the stream."""
         return self._sieve.failed

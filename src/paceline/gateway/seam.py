@@ -32,12 +32,14 @@ _members = msgspec.json.Decoder(dict[str, Raw]).decode
 class Seam:
     """Joins a later worker's events to those that the client has."""
 
-    __slots__ = ("_again", "_identity", "_produced")
+    __slots__ = ("_again", "_identity", "_produced", "rewritten")
 
     def __init__(self, identity: Mapping[str, Raw], produced: int, again: str = "") -> None:
         self._identity = identity
         self._produced = produced
-        """Tokens that other workers have written before, and this one not again."""
+        """Tokens that other workers have written before."""
+        self.rewritten = 0
+        """Of these, the ones that this worker has written again."""
         self._again = again
         """White space that the client has, and the worker was asked to write again."""
 
@@ -75,14 +77,14 @@ class Seam:
                 delta["content"] = text[same:]
                 self._again = self._again[same:] if same == len(text) else ""
                 if same == len(text):
-                    self._produced -= 1
+                    self.rewritten += 1
                     if not choice.get("finish_reason"):
                         return None
         return Raw(msgspec.json.encode(choices))
 
     def _usage(self, counts: dict[str, Any]) -> dict[str, Any]:
         """What other workers wrote was prompt to this one, and is answer to the client."""
-        moved = min(self._produced, counts.get("prompt_tokens") or 0)
+        moved = min(self._produced - self.rewritten, counts.get("prompt_tokens") or 0)
         for name, more in (("prompt_tokens", -moved), ("completion_tokens", moved)):
             if isinstance(counts.get(name), int):
                 counts[name] += more

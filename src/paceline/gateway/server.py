@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 import uvicorn
-from msgspec.structs import replace
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -29,8 +28,8 @@ from paceline.domain.errors import (
     RequestTimeout,
     Unavailable,
 )
-from paceline.domain.promise import Tier
 from paceline.domain.request import Request
+from paceline.domain.way_down import with_way_down
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.intake import (
@@ -141,33 +140,12 @@ class Gateway:
             streaming=streaming,
             seed=int.from_bytes(self._random(4), "big"),
         )
-        request = self._with_way_down(request, tier)
+        request = with_way_down(request, self.directory.tiers, self.names.get)
         urgency = self.directory.urgency
         rate = self.quotas.admit(request, now)  # the last that may refuse: what is let in must end
         exchange = Exchange(self._host, connection, http, body, request, urgency, now, rate)
         connection.context = exchange
         self._host.open(exchange)
-
-    def _with_way_down(self, request: Request, tier: Tier) -> Request:
-        """The request with what it becomes when its tier's promise cannot be kept."""
-        if tier.overload != "degrade":
-            return request
-        other = self.directory.tiers.get(tier.degrade_to)
-        if other is not None:
-            lower = replace(
-                request,
-                tier=other.name,
-                promise=request.promise.loosest(other.promise),
-                weight=other.weight,
-                overload=other.overload,
-                preemptible=other.preemptible,
-                deadline_s=other.deadline_s,
-            )
-            return replace(request, instead=self._with_way_down(lower, other))
-        model = self.names.get(tier.degrade_to, request.model)
-        if model == request.model:
-            return request  # another model is as far down as it goes
-        return replace(request, instead=replace(request, model=model))
 
     def _model(self, http: HttpRequest, body: Body | None) -> str:
         """The model that a request is for."""

@@ -39,13 +39,17 @@ class Tally:
     def wrote(self, relay: Relay, produced: Produced | None) -> None:
         """A worker has done its part."""
         told = usage(relay.tail)
-        if told.prompt_tokens is not None:  # to it, what others wrote before was prompt
-            self.prompt_tokens = max(told.prompt_tokens - self.tokens, 0)
+        before = self.tokens - relay.rewritten  # by others alone: to this worker it was prompt
+        if told.prompt_tokens is not None:
+            self.prompt_tokens = max(told.prompt_tokens - before, 0)
         self.cached_tokens = told.cached_tokens
-        tokens = told.output_tokens
-        if tokens is None and produced is not None:
-            tokens = produced.leg_tokens
-        self.tokens += relay.tokens if tokens is None else tokens
+        added = produced.leg_tokens if produced is not None else None
+        if told.output_tokens is not None:
+            self.tokens = before + told.output_tokens
+        elif added is not None:
+            self.tokens += added
+        else:
+            self.tokens = before + relay.tokens
         if relay.token_at:
             self._span_s += relay.token_at - relay.first_at
             self.stall_s = max(self.stall_s, relay.stall_s)

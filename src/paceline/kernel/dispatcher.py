@@ -6,9 +6,8 @@ wherever room comes first. With room at hand a request waits for nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from math import exp, inf
+from math import inf
 
 import msgspec
 
@@ -18,7 +17,7 @@ from paceline.kernel.ledger import Entry
 from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
 from paceline.kernel.retries import RetryBudget
-from paceline.kernel.waiting import Waiting
+from paceline.kernel.room import Room
 from paceline.kernel.worker import WorkerState
 from paceline.policy.fleet import Choice, Policy
 from paceline.policy.lengths import own_share
@@ -28,14 +27,11 @@ LOOK_S = 0.05
 OUTPUT_COST = 2.0
 """What an output token counts in fair shares, in prompt tokens (VTC, Sheng et al. 2024)."""
 USUAL_RATE = 0.05
-RATE_S = 5.0
-"""Time constant of the pace at which those who wait are sent."""
+"""How fast the mean of predicted TTFTs follows the last ones."""
 PAUSED_SHARE = 0.25
 """Of a worker's preemptible streams, those that are paused at one look."""
 SURE = 1.5
 """Times the usual TTFT of a request that is sent that must be left for its promise to be kept."""
-LEAST_BUSY_S = 0.2
-"""Of so much waiting at least a pace is made."""
 NO_WORKER_S = 5.0
 """When to come back where no worker is there at all."""
 
@@ -51,53 +47,6 @@ class Bounds(msgspec.Struct, frozen=True):
     """Of one model and tier."""
 
 
-class _Pace:
-    """Work sent a second while somebody waits: of the time when nobody does it says nothing."""
-
-    __slots__ = ("_at", "_busy_s", "_sent")
-
-    def __init__(self) -> None:
-        self._sent = self._busy_s = self._at = 0.0
-
-    def passed(self, now: float, busy: bool) -> None:
-        """Time has passed since the last call, with somebody waiting or not."""
-        if busy:
-            seconds = now - self._at
-            fade = exp(-seconds / RATE_S)
-            self._sent *= fade
-            self._busy_s = self._busy_s * fade + seconds
-        self._at = now
-
-    def sent(self, cost: float) -> None:
-        self._sent += cost
-
-    def seconds_for(self, cost: float) -> float:
-        """How long so much work takes to be sent; 0 as long as that is not known."""
-        known = self._busy_s > LEAST_BUSY_S and self._sent >= 1.0
-        return cost * self._busy_s / self._sent if known else 0.0
-
-
-class _Room:
-    """The waiting room of one model."""
-
-    def __init__(self) -> None:
-        self.waiting: Waiting[Live] = Waiting()
-        self.returning: deque[Live] = deque()
-        """Begun or tried before: they go first, at the pace of the retry budget."""
-        self.pace = _Pace()
-        self.down_since = inf
-        """Since when no worker is usable."""
-
-    def __len__(self) -> int:
-        return len(self.waiting) + len(self.returning)
-
-    def enter(self, now: float) -> None:
-        """Somebody comes to wait: the time when nobody did says nothing."""
-        self.pace.passed(now, busy=len(self) > 0)
-        if not len(self):
-            self.down_since = inf
-
-
 class Dispatcher:
     """The requests that wait, of all models, and the policy that places them."""
 
@@ -108,20 +57,16 @@ class Dispatcher:
         self._policy = policy
         self._pools = pools
         self._requests = requests
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, Room] = {}
         self._retries = RetryBudget()
-        self._look_at = inf
+        self.look_at = inf
+        """When `look` is wanted; infinite while nobody waits."""
         self.usual_s = 0.0
         """Predicted TTFT of those sent, lately."""
 
     def counts(self) -> dict[str, int]:
         """How many requests wait, by model."""
         return {model: len(room) for model, room in self._rooms.items()}
-
-    @property
-    def look_at(self) -> float:
-        """When `look` is wanted; infinite while nobody waits."""
-        return self._look_at
 
     # What comes in.
 
@@ -164,14 +109,14 @@ class Dispatcher:
     def look(self, now: float) -> list[Command]:
         """Time has passed: whoever waits may go, or may have waited for too long."""
         commands: list[Command] = []
-        self._look_at = inf
+        self.look_at = inf
         for model, room in list(self._rooms.items()):
             if len(room):
                 commands += self._too_late(model, room, now)
                 commands += self.serve(model, now)
                 commands += self._make_room(room, now)
             if len(room):
-                self._look_at = now + LOOK_S
+                self.look_at = now + LOOK_S
         return commands
 
     # Who goes.
@@ -189,7 +134,7 @@ class Dispatcher:
             commands.append(sent)
         return commands
 
-    def _make_room(self, room: _Room, now: float) -> list[Command]:
+    def _make_room(self, room: Room, now: float) -> list[Command]:
         """Pause streams that may be paused for one of more weight that can wait no longer."""
         for live in room.waiting.heads(now):
             if now + 2.0 * live.needs_s < live.deadline or live.request.preemptible:
@@ -210,9 +155,7 @@ class Dispatcher:
         ]
         because = f"{request.tier} needs the room"
         paused = may[-max(1, round(PAUSED_SHARE * len(may))) :] if may else []
-        for live in paused:
-            live.leaving = Pause
-        return [Pause(live.request.id, because) for live in paused]
+        return [live.leave(Pause, because) for live in paused]
 
     def _send_again(self, live: Live, now: float) -> Dispatch | None:
         if not self._retries.spend(now):
@@ -223,7 +166,7 @@ class Dispatcher:
             return None
         return self._send(live, choice, now)
 
-    def _send_next(self, room: _Room, now: float) -> Dispatch | None:
+    def _send_next(self, room: Room, now: float) -> Dispatch | None:
         """The first that may go. Whoever must wait keeps the place that suits it best."""
         kept: list[int] = []
         overdue = room.waiting.overdue
@@ -327,22 +270,22 @@ class Dispatcher:
         return self._hold(live, "no worker has room for it yet", now)
 
     def _hold(self, live: Live, because: str, now: float) -> list[Command]:
-        self._look_at = min(self._look_at, now + LOOK_S)
+        self.look_at = min(self.look_at, now + LOOK_S)
         if live.told_wait:
             return []
         live.told_wait = True
         return [Hold(live.request.id, because)]
 
-    def _hopeless(self, live: Live, room: _Room, now: float) -> bool:
+    def _hopeless(self, live: Live, room: Room, now: float) -> bool:
         """Will its promise be lost by the time that its turn comes?"""
         return now + self._wait_s(live, room, now) + live.needs_s > live.deadline
 
-    def _wait_s(self, live: Live, room: _Room, now: float) -> float:
+    def _wait_s(self, live: Live, room: Room, now: float) -> float:
         """Until its turn comes, by the pace of late."""
         room.pace.passed(now, busy=len(room) > 0)
         return room.pace.seconds_for(room.waiting.ahead_of(live)[1])
 
-    def _too_late(self, model: str, room: _Room, now: float) -> list[Command]:
+    def _too_late(self, model: str, room: Room, now: float) -> list[Command]:
         """Who has waited for too long, or has lost what it waited for?"""
         commands: list[Command] = []
         bounds, pool = self._bounds, self._pools.get(model)
@@ -373,7 +316,7 @@ class Dispatcher:
                 commands += self._degrade(live, live.request.instead, now)
         return commands
 
-    def _given_up(self, live: Live, room: _Room, down: bool, now: float) -> Shed | Fail:
+    def _given_up(self, live: Live, room: Room, down: bool, now: float) -> Shed | Fail:
         if live.because or live.produced:
             live.move(Event.GAVE_UP)
             del self._requests[live.request.id]
@@ -385,7 +328,7 @@ class Dispatcher:
         return self._shed(live, room, "it has waited for too long", now)
 
     def _shed(
-        self, live: Live, room: _Room, because: str, now: float, unavailable: bool = False
+        self, live: Live, room: Room, because: str, now: float, unavailable: bool = False
     ) -> Shed:
         """Turn it away, until it would be served in time."""
         after_s = NO_WORKER_S
@@ -402,5 +345,5 @@ class Dispatcher:
         told = Degrade(instead.id, instead.tier, instead.model, because)
         return [told, *self.arrived(live, now)]
 
-    def _room(self, live: Live) -> _Room:
-        return self._rooms.setdefault(live.request.model, _Room())
+    def _room(self, live: Live) -> Room:
+        return self._rooms.setdefault(live.request.model, Room())

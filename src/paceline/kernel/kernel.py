@@ -75,7 +75,6 @@ class Kernel:
         named = policy or POLICIES[settings.policy]
         self._policy: Policy = named() if isinstance(named, type) else named
         self._learn: Callable[[Fact, float], None] | None = getattr(self._policy, "learn", None)
-        self._now = 0.0
         bounds = Bounds(settings.hold_s, settings.max_wait_s, settings.max_waiting)
         self._dispatcher = Dispatcher(bounds, self._policy, self.pools, self.requests)
         self._watch = Watch(self.pools, self.requests, self._dispatcher, self._blame)
@@ -97,7 +96,6 @@ class Kernel:
 
     def handle(self, fact: Fact, now: float) -> list[Command]:
         """Take in one fact; gives what shall be done, in order."""
-        self._now = now
         if self._learn is not None:
             self._learn(fact, now)
         return self._handlers[type(fact)](fact, now)
@@ -171,13 +169,11 @@ class Kernel:
         return self._gone(live, now)
 
     def _dispatch_failed(self, fact: DispatchFailed, now: float) -> list[Command]:
-        live = self.requests.get(fact.request_id)
-        if live is None or live.worker is None or live.worker.worker.id != fact.worker_id:
-            return []
-        if not live.move(Event.DISPATCH_FAILED):
+        live = self._there(fact)
+        if live is None or not live.move(Event.DISPATCH_FAILED):
             return []
         if fact.blame:
-            self._blame(live.worker, now)
+            self._blame(self.workers[fact.worker_id], now)
         self._leave_worker(live)
         live.failed(fact.worker_id, fact.because, fact.timed_out)
         last = live.failures >= self.settings.attempts
@@ -197,12 +193,11 @@ class Kernel:
         return any(pool.ids[i] not in live.tried for i in pool.usable(now))
 
     def _broke(self, fact: StreamBroke, now: float) -> list[Command]:
-        live = self.requests.get(fact.request_id)
-        if live is None or live.worker is None or live.worker.worker.id != fact.worker_id:
+        live = self._there(fact)
+        if live is None:
             return []
-        worker = live.worker
         if fact.blame:
-            self._blame(worker, now)
+            self._blame(self.workers[fact.worker_id], now)
         if not fact.resumable:
             live.move(Event.BROKE)
             return self._gone(live, now)
@@ -213,10 +208,14 @@ class Kernel:
         return self._returns(live, fact.produced, now)
 
     def _stopped(self, fact: StreamStopped, now: float) -> list[Command]:
+        live = self._there(fact)
+        return self._returns(live, fact.produced, now) if live is not None else []
+
+    def _there(self, fact: DispatchFailed | StreamBroke | StreamStopped) -> Live | None:
+        """The request that a fact tells of, if it still is on that worker."""
         live = self.requests.get(fact.request_id)
-        if live is None or live.worker is None or live.worker.worker.id != fact.worker_id:
-            return []
-        return self._returns(live, fact.produced, now)
+        worker = live.worker if live is not None else None
+        return live if worker is not None and worker.worker.id == fact.worker_id else None
 
     def _returns(self, live: Live, produced: int, now: float) -> list[Command]:
         """A request is no longer on its worker, and is to go on elsewhere."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from paceline.domain.commands import Move, Pause, Prediction
+from paceline.domain.commands import Command, Move, Pause, Prediction
 from paceline.domain.request import LIFECYCLE, Event, Request, State
 from paceline.kernel.worker import WorkerState
 from paceline.policy.standing import Ask
@@ -84,6 +84,11 @@ class Live:
         """Can it be taken off its worker, and has not been asked to yet?"""
         begun = self.state is State.DECODING or self.produced
         return not self.leaving and (self.request.resumable or not begun)
+
+    def leave(self, order: type[Pause] | type[Move], because: str) -> Command:
+        """Ask it to leave its worker."""
+        self.leaving = order
+        return order(self.request.id, because)
 
     def becomes(self, request: Request) -> None:
         """It asks for less from here on; the time that it has waited counts."""

@@ -23,12 +23,12 @@ lost ones and low tiers go on moving. If it fits nowhere its turn stays due, and
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from heapq import heapify, heappop, heappush
 from math import inf
 from operator import attrgetter
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from paceline.domain.request import Request
+from paceline.kernel.line import Line
 
 QUANTUM = 4096.0
 """Service, in tokens of prompt, in which tenants count as equally served: some requests' worth, and
@@ -175,21 +175,6 @@ class Waiting(Generic[Item]):
         self._news.clear()
         return items
 
-    @property
-    def next_loss_at(self) -> float:
-        """When the next promise will be lost; inf if none."""
-        first = self._by_loss.first()
-        return first[0] if first is not None else inf
-
-    def by_tenant(self) -> dict[str, int]:
-        """How many requests each tenant has waiting."""
-        counts: dict[str, int] = {}
-        for tier in self._tiers:
-            for half in (tier.live, tier.lost):
-                for tenant, line in half.lines.items():
-                    counts[tenant] = counts.get(tenant, 0) + len(line)
-        return counts
-
     def of_tier(self, request: Request) -> int:
         """How many of a request's tier wait."""
         tier = self._find(request)
@@ -206,7 +191,7 @@ class Waiting(Generic[Item]):
 
     def _age(self, now: float) -> None:
         """Take those over to the lost whose last moment has come."""
-        while self.next_loss_at <= now:
+        while (first := self._by_loss.first()) is not None and first[0] <= now:
             _, request_id = self._by_loss.pop()
             place = self._places[request_id]
             tier = place.tier
@@ -350,52 +335,3 @@ class _Half:
     def least_quanta(self) -> float | None:
         first = self._tenants.first()
         return first[0][0] if first is not None else None
-
-
-class Line:
-    """A priority queue whose members may leave, or change place; ties go by name.
-
-    A heap with old entries in it, which are dropped when they come to the top, and all at once when
-    they outnumber the others.
-    """
-
-    __slots__ = ("_entries", "_heap")
-
-    def __init__(self) -> None:
-        self._entries: dict[str, tuple[Any, str]] = {}
-        self._heap: list[tuple[Any, str]] = []
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def put(self, name: str, key: Any) -> None:
-        """Let it stand by this key, whether or not it stood here before."""
-        entry = key, name
-        if self._entries.get(name) == entry:
-            return
-        self._entries[name] = entry
-        heappush(self._heap, entry)
-        self._tidy()
-
-    def remove(self, name: str) -> None:
-        if self._entries.pop(name, None) is not None:
-            self._tidy()
-
-    def first(self) -> tuple[Any, str] | None:
-        """Least key and its name."""
-        heap, entries = self._heap, self._entries
-        while heap and entries.get(heap[0][1]) is not heap[0]:
-            heappop(heap)
-        return heap[0] if heap else None
-
-    def pop(self) -> tuple[Any, str]:
-        """The first, which must be there, leaves."""
-        first = self.first()
-        assert first is not None
-        del self._entries[first[1]]
-        return heappop(self._heap)
-
-    def _tidy(self) -> None:
-        if len(self._heap) > 2 * len(self._entries) + 8:
-            self._heap = list(self._entries.values())
-            heapify(self._heap)

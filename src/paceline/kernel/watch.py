@@ -91,7 +91,7 @@ class Watch:
 
     def _moved(self, worker: WorkerState, because: str) -> list[Command]:
         """All that can go on elsewhere."""
-        return [self._ordered(Move, live, because) for live, _ in self._movable(worker)]
+        return [live.leave(Move, because) for live, _ in self._movable(worker)]
 
     def _rescued(self, pool: Pool, worker: WorkerState, now: float) -> list[Command]:
         """Streams that will break their promise here and would keep it elsewhere."""
@@ -112,7 +112,7 @@ class Watch:
         for left, remains_s, live in found[:MOST_MOVES]:
             there = self._dispatcher.elsewhere(live, worker, now)
             if there is not None and there.ttft_s + left * there.itl_s < remains_s:
-                commands.append(self._ordered(Move, live, f"{worker.worker.id} is too slow for it"))
+                commands.append(live.leave(Move, f"{worker.worker.id} is too slow for it"))
         return commands
 
     def _relieved(self, pool: Pool, worker: WorkerState, now: float) -> list[Command]:
@@ -135,7 +135,7 @@ class Watch:
         paused = relief(outlook, limit, may.values())
         if paused:
             worker.outlook = None  # without them it is another
-        return [self._ordered(Pause, self._requests[name], because) for name in paused]
+        return [self._requests[name].leave(Pause, because) for name in paused]
 
     def _movable(self, worker: WorkerState) -> Iterator[tuple[Live, Entry]]:
         """Requests that may leave a worker, and have not been asked to."""
@@ -143,7 +143,3 @@ class Watch:
             live = self._requests[name]
             if live.may_leave:
                 yield live, entry
-
-    def _ordered(self, order: type[Move] | type[Pause], live: Live, because: str) -> Command:
-        live.leaving = order
-        return order(live.request.id, because)

@@ -44,7 +44,6 @@ MOST_TABLES = 1024
 """Tables for `left` that are kept."""
 
 Histogram = NDArray[np.float64]
-Tokens = NDArray[np.float64]
 
 _EDGES: list[float] = EDGES.tolist()
 LAST_EDGE = _EDGES[-1]
@@ -151,17 +150,6 @@ class OutputLengths:
         if max_tokens is not None:
             tokens = min(tokens, max_tokens - produced)
         return max(tokens, 0.0)
-
-    def left_each(
-        self, model: str, tenant: str, produced: Tokens, limits: Tokens, shares: Tokens
-    ) -> Tokens:
-        """What `left` says of many streams of one tenant; infinite limits are none."""
-        upto = np.array(self._upto.get((model, tenant)) or self._cumulated(model, tenant))
-        passed = np.interp(produced, EDGES, upto)
-        tokens = np.interp(passed + shares * (upto[-1] - passed), upto, EDGES) - produced
-        tokens = np.where(produced < LAST_EDGE, tokens, 1.0)
-        capped: Tokens = np.clip(tokens, 0.0, np.maximum(limits - produced, 0.0))
-        return capped
 
     def _cumulated(self, model: str, tenant: str) -> list[float]:
         """Made anew; a tenant of which nothing is known has its model's."""

@@ -96,9 +96,6 @@ class Outlook:
         self._before: list[float] = []
         """The most that is needed before it by one stream more, its context not counted."""
 
-    def __len__(self) -> int:
-        return len(self._left)
-
     def add(self, context: float, left: float) -> None:
         """A stream joins."""
         self._contexts.append(context)
@@ -153,13 +150,6 @@ class Outlook:
 def limit_tokens(capacity: float, trust: float = 1.0) -> float:
     """What the streams of a worker may need at most."""
     return KV_FULL * trust * capacity
-
-
-def room_for(outlook: Outlook, context: float, left: float, limit: float) -> bool:
-    """Is there room for a newcomer until its end? An empty worker has it: no other has more."""
-    if outlook.bound + context + left + outlook.rounding <= limit or not outlook:
-        return True
-    return outlook.peak_with(context, left) <= limit
 
 
 def relief(outlook: Outlook, limit: float, candidates: Iterable[Stream]) -> list[str]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from random import Random
 
-from msgspec.structs import replace
-
 from paceline.domain.request import Request
+from paceline.domain.way_down import with_way_down
 from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, names_of
 from paceline.simulator.scenario import SimTier
 from paceline.simulator.traffic import Fragile
@@ -38,22 +37,4 @@ def request_of(name: str, arrival: Arrival, tiers: Mapping[str, SimTier], rng: R
         resumable=not isinstance(arrival, Fragile),
         deadline_s=tier.deadline_s,
     )
-    return replace(request, instead=_instead(request, tiers)) if tier.degrade_to else request
-
-
-def _instead(request: Request, tiers: Mapping[str, SimTier]) -> Request:
-    """What it becomes if its promise cannot be kept: of another tier, or of another model."""
-    name = tiers[request.tier].degrade_to
-    tier = tiers.get(name)
-    if tier is None:
-        return replace(request, model=name)
-    lower = replace(
-        request,
-        tier=name,
-        promise=request.promise.loosest(tier.promise),
-        weight=tier.weight,
-        overload=tier.overload,
-        preemptible=tier.preemptible,
-        deadline_s=tier.deadline_s,
-    )
-    return replace(lower, instead=_instead(lower, tiers)) if tier.degrade_to else lower
+    return with_way_down(request, tiers, model_of=str)  # models have one name here

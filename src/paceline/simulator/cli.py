@@ -25,8 +25,8 @@ from paceline.simulator.html import page
 from paceline.simulator.learned import live_fleet, profiles_of
 from paceline.simulator.load import Override, load_scenario
 from paceline.simulator.many import Job, play_all
-from paceline.simulator.measure import Result
 from paceline.simulator.oracle import ORACLE
+from paceline.simulator.result import Result
 from paceline.simulator.scenario import Scenario
 from paceline.simulator.simulation import by_name
 

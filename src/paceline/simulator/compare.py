@@ -13,8 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from paceline.simulator.measure import Result
 from paceline.simulator.oracle import ORACLE
+from paceline.simulator.result import Result
 
 NO_MATTER = 0.001
 """Differences in attainment below a tenth of a point are none, however sure they are."""

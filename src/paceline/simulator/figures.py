@@ -25,7 +25,7 @@ from paceline.simulator.charts import (
 )
 from paceline.simulator.compare import Comparison, Estimate
 from paceline.simulator.faults import times
-from paceline.simulator.measure import QUANTILES, Result, Times
+from paceline.simulator.result import QUANTILES, Result, Times
 from paceline.simulator.scenario import Fault, Scenario
 
 HIGHEST = 0.999

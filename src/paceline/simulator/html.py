@@ -11,7 +11,7 @@ from paceline.simulator import report
 from paceline.simulator.charts import Markup, bar, join, patterns, tag
 from paceline.simulator.compare import Comparison, Estimate
 from paceline.simulator.figures import Styles, curves, legend, over_time, panel, span, swept
-from paceline.simulator.measure import CAUSES
+from paceline.simulator.result import CAUSES
 from paceline.simulator.scenario import Scenario
 
 DRAWN = "share of requests"

@@ -12,7 +12,7 @@ from time import process_time
 
 import msgspec
 
-from paceline.simulator.measure import Result
+from paceline.simulator.result import Result
 from paceline.simulator.scenario import Scenario
 from paceline.simulator.simulation import Profiles, by_name, play
 

@@ -15,7 +15,7 @@ from paceline.enginemodel import Load
 from paceline.policy import headroom
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, LEAST_SPARE, WORK_WEIGHT
-from paceline.policy.pressure import KV_FULL
+from paceline.policy.pressure import KV_FULL, peak_tokens
 from paceline.policy.standing import LEAST_ROOM, Ask
 from paceline.simulator.flight import NAME_TOKENS, Flight
 from paceline.simulator.replica import Replica
@@ -84,7 +84,7 @@ class Oracle:
         token_s = (
             profile.step_seconds(Load(streams, own, context, 0.5 * own * own)) - quiet_s
         ) / own
-        spare = max(1.0 - replica.prefill_rate(now) * token_s * slow, LEAST_SPARE)
+        spare = max(1.0 - replica.prefill_rate.at(now) * token_s * slow, LEAST_SPARE)
         waiting = sum(f.prompt_tokens for f in replica.flights.values() if not f.begun)
         before_s = (
             slow * profile.step_seconds(Load(everyone, 0, context + waiting + coming)) / spare
@@ -97,16 +97,18 @@ class Oracle:
         if not flight.had:  # else its first token came long ago
             risk += broken(flight.promise.ttft_s, ttft_s)
         risk *= ask.weight
-        outlook = [(prompt, answer)]
+        contexts, to_come = [prompt], [answer]
         for resident in replica.flights.values():
             left, allowed_s = replica.allowance(resident, now)
-            outlook.append((replica.context_of(resident), left))
+            contexts.append(replica.context_of(resident))
+            to_come.append(left)
             if left > 0 and resident.promise.itl_s < inf:
                 shared = min(left, answer) / left
                 after_s = before_s + shared * (itl_s - before_s) + own_s / left
                 risk += broken(allowed_s, after_s) - broken(allowed_s, before_s)
-        outlook += [(f.prompt_tokens, f.output_tokens) for f in replica.coming.values()]
-        over = peak_tokens(outlook) / profile.kv_tokens - KV_FULL
+        contexts += [f.prompt_tokens for f in replica.coming.values()]
+        to_come += [f.output_tokens for f in replica.coming.values()]
+        over = peak_tokens(contexts, to_come) / profile.kv_tokens - KV_FULL
         risk += CROWDED * max(over, 0.0)
         slower_s = 0.5 * answer * (itl_s - before_s)
         delay_s = ttft_s + answer * itl_s + everyone * (own_s + slower_s)
@@ -116,16 +118,3 @@ class Oracle:
 def broken(promise_s: float, predicted_s: float) -> float:
     """The chance that a promise is broken; it is already where nothing of it is left."""
     return headroom.broken(promise_s, predicted_s, SPREAD) if promise_s > 0.0 else 1.0
-
-
-def peak_tokens(outlook: Sequence[tuple[int, int]]) -> float:
-    """The most KV cache that streams of (context, tokens to come) will need together.
-
-    Those with the most to come are there the longest (Past-Future scheduling, Gong et al. 2025):
-    max over i of the contexts of the i longest, plus i times what the i-th has to come.
-    """
-    held, peak = 0, 0
-    for i, (context, left) in enumerate(sorted(outlook, key=lambda stream: -stream[1]), 1):
-        held += context
-        peak = max(peak, held + i * left)
-    return float(peak)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import exp, inf
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING
 
 from paceline.domain.facts import Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.enginemodel import Generation, Profile, Scheduler, StepPlan
+from paceline.kernel.worker import Rate
 from paceline.simulator.clock import Clock
 from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, Flight
+from paceline.simulator.gaps import Gaps
 from paceline.simulator.links import Link
 
 if TYPE_CHECKING:
@@ -23,30 +24,6 @@ MOST_STEPS = 256
 """Steps that are run in one go at most."""
 RATE_S = 5.0
 """Time constant of the prefill rate."""
-
-
-class Gaps:
-    """The longest gap since any step, in little memory: only what no later gap exceeds is kept."""
-
-    __slots__ = ("_gaps", "_steps")
-
-    def __init__(self) -> None:
-        self._steps: list[int] = []
-        self._gaps: list[float] = []
-
-    def add(self, step: int, gap_s: float) -> None:
-        """The steps up to this one had no longer gap."""
-        steps, gaps = self._steps, self._gaps
-        while gaps and gaps[-1] <= gap_s:
-            gaps.pop()
-            steps.pop()
-        steps.append(step)
-        gaps.append(gap_s)
-
-    def longest_s(self, since: int) -> float:
-        """The longest gap of the steps after `since`; 0 if there was none."""
-        place = bisect_left(self._steps, since + 1)
-        return self._gaps[place] if place < len(self._gaps) else 0.0
 
 
 class Replica:
@@ -96,7 +73,8 @@ class Replica:
         """By how much it is longer than it would be by the others."""
         self._slowdown = 1.0 / speed
         self._end_due = inf
-        self._prefill_rate = self._rate_at = 0.0
+        self.prefill_rate = Rate(RATE_S)
+        """Prompt tokens a second; what only an oracle may know."""
         self.scheduler = self._fresh()
 
     def _fresh(self) -> Scheduler:
@@ -262,10 +240,6 @@ class Replica:
         ends_at = self.began_at + self.plan.seconds_of(self._ended() + 1)
         return max(ends_at - self._clock.now, 0.0)
 
-    def prefill_rate(self, now: float) -> float:
-        """Prompt tokens a second, lately."""
-        return self._prefill_rate * exp((self._rate_at - now) / RATE_S)
-
     def produced(self, flight: Flight) -> int:
         """Tokens of the answer so far, without those of earlier workers."""
         if flight.id not in self.scheduler:  # its last step has just ended
@@ -297,8 +271,7 @@ class Replica:
             if not (flight := self.flights[request_id]).had:
                 flight.cached_tokens = cached
         if plan.load.prefill:
-            self._prefill_rate = self.prefill_rate(now) + plan.load.prefill / RATE_S
-            self._rate_at = now
+            self.prefill_rate.add(plan.load.prefill, now)
         for request_id in plan.preempted:
             flight = self.flights[request_id]
             if flight.joined:

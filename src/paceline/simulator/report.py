@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from paceline.simulator.compare import Comparison, Difference, Estimate, Standing
-from paceline.simulator.measure import CAUSES
 from paceline.simulator.oracle import ORACLE
+from paceline.simulator.result import CAUSES
 
 MANY_POLICIES = 5
 """From so many on, a sweep has its policies in rows."""

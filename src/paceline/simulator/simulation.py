@@ -19,9 +19,10 @@ from paceline.simulator.flight import Flight
 from paceline.simulator.gateway import Gateway, Log
 from paceline.simulator.lateness import Lateness
 from paceline.simulator.links import Link
-from paceline.simulator.measure import Recorder, Result
+from paceline.simulator.measure import Recorder
 from paceline.simulator.oracle import ORACLE, Oracle
 from paceline.simulator.replica import Replica
+from paceline.simulator.result import Result
 from paceline.simulator.scenario import Scenario, Workers
 from paceline.simulator.seen import Seen
 from paceline.simulator.traffic import arrivals
