@@ -26,7 +26,7 @@ class Detected(msgspec.Struct, frozen=True):
 
 
 class Version(msgspec.Struct, frozen=True):
-    """vLLM's `/version`."""
+    """The `/version` of vLLM and TensorRT-LLM."""
 
     version: str
 
@@ -47,9 +47,14 @@ def judge(models: Answer, version: Answer, props: Answer, metrics: Answer) -> De
     listed = models.read(Models) or Models([])
     owners = {model.owned_by for model in listed.data}
     length = listed.max_model_len
+    told = version.read(Version)
+    number = told.version if told else ""
     if "vllm" in owners or b"\nvllm:" in metrics.body:
-        told = version.read(Version)
-        return Detected("vllm", listed.names, told.version if told else "", length)
+        return Detected("vllm", listed.names, number, length)
+    if "sglang" in owners or b"\nsglang:" in metrics.body:
+        return Detected("sglang", listed.names, number, length)
+    if "tensorrt_llm" in owners:
+        return Detected("trtllm", listed.names, number, length)
     started = props.read(Props)
     if started is not None:
         length = started.default_generation_settings.n_ctx
