@@ -95,9 +95,9 @@ class SGLang:
             return None
         if path == "/v1/completions":
             return longer_prompt({"max_tokens": COMPLETION_TOKENS, **body}, text, token_ids)
-        is_open = bool(body.get("continue_final_message"))
         if path != "/v1/chat/completions":
             return None
+        is_open = bool(body.get("continue_final_message"))
         if not is_open and last_message(body).get("role") == "assistant":
             return None
         longer = longer_chat(body, text, last_is_open=is_open)
@@ -141,8 +141,8 @@ def figures(
 ) -> WorkerReport:
     """A healthy engine's report. Its loads are newer than its metrics, where it has both."""
     metrics, info = Metrics(page), info or Info()
-    running = metrics.count("sglang:num_running_reqs")
-    waiting = metrics.count("sglang:num_queue_reqs")
+    running = _of_all(metrics, "sglang:num_running_reqs")
+    waiting = _of_all(metrics, "sglang:num_queue_reqs")
     used = metrics.mean("sglang:token_usage")
     capacity = metrics.count("sglang:max_total_num_tokens") or info.max_total_num_tokens
     if loads:
@@ -164,3 +164,9 @@ def figures(
         max_model_len=max_model_len,
         prefill_budget=budget if budget > 0 else None,
     )
+
+
+def _of_all(metrics: Metrics, name: str) -> int | None:
+    """A number of requests; those of each priority are counted again under its label."""
+    found = [n for labels, n in metrics.samples(name) if not labels.get("priority")]
+    return int(sum(found)) if found else None

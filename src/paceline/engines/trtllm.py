@@ -98,9 +98,9 @@ class TRTLLM:
         return longer_prompt(body, text, token_ids) if path == "/v1/completions" else None
 
     async def report(self, session: aiohttp.ClientSession) -> WorkerReport:
-        """`/health` tells if the engine failed. Figures need `enable_iter_perf_stats`, and on a page
-        for Prometheus `return_perf_metrics` too; there they move as requests end. Without it they
-        are in `/metrics`: reading empties it, and takes two seconds if it is empty."""
+        """`/health` tells if the engine failed. Figures need `enable_iter_perf_stats`, and on a
+        page for Prometheus `return_perf_metrics` too; there they move as requests end. Without it
+        they are in `/metrics`: reading empties it, and takes two seconds if it is empty."""
         health, page = await asyncio.gather(
             self._probe.get(session, "/health"), self._probe.get(session, "/prometheus/metrics")
         )
@@ -149,7 +149,7 @@ def figures_of(step: Step, idle: bool) -> WorkerReport:
     """A healthy engine's report from the last step that it told of. Idle: it made none since."""
     cache = step.kv_cache_stats
     used = 0 if idle else cache.used_num_blocks
-    tokens = cache.tokens_per_block
+    tokens, found = cache.tokens_per_block, float(cache.reused_blocks)
     return WorkerReport(
         healthy=True,
         running=0 if idle else step.num_active_requests,
@@ -157,7 +157,7 @@ def figures_of(step: Step, idle: bool) -> WorkerReport:
         kv_used=used / cache.max_num_blocks if cache.max_num_blocks else None,
         kv_capacity_tokens=cache.max_num_blocks * tokens or None,
         block_size=tokens or None,
-        prefix_queries_total=tokens * float(cache.reused_blocks + cache.missed_blocks),
-        prefix_hits_total=tokens * float(cache.reused_blocks),
+        prefix_queries_total=tokens * (found + cache.missed_blocks) if tokens else None,
+        prefix_hits_total=tokens * found if tokens else None,
         prefill_budget=step.max_num_tokens_runtime or None,
     )
