@@ -12,9 +12,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 import pytest
+from dialects import Front, SGLangFront, TRTLLMFront, served
 from install import gguf_is_ready, vllm_is_ready
 from servers import llamacpp_server, vllm_server
 
@@ -45,16 +47,15 @@ class LiveEngine:
     """The same prompt gives the same answer to the letter, and each token its own event."""
     model: str = "m"
 
-    @property
+    @cached_property
     def adapter(self) -> Adapter:
-        return make_adapter(self.kind, self.url, self.model, "")
+        """One that has seen the engine: what it sends may depend on that."""
+        adapter = make_adapter(self.kind, self.url, self.model, "")
+        report_by(adapter)
+        return adapter
 
     def report(self) -> WorkerReport:
-        async def run() -> WorkerReport:
-            async with aiohttp.ClientSession() as session:
-                return await self.adapter.report(session)
-
-        return asyncio.run(run())
+        return report_by(self.adapter)
 
     def detected(self) -> Detected | None:
         async def run() -> Detected | None:
@@ -107,6 +108,14 @@ class Client:
         return response
 
 
+def report_by(adapter: Adapter) -> WorkerReport:
+    async def run() -> WorkerReport:
+        async with aiohttp.ClientSession() as session:
+            return await adapter.report(session)
+
+    return asyncio.run(run())
+
+
 def events_of(response: http.client.HTTPResponse) -> list[Body]:
     """All events of a stream but the last, which tells that it is whole."""
     with response:
@@ -119,16 +128,31 @@ def events_of(response: http.client.HTTPResponse) -> list[Body]:
 @contextmanager
 def live_engine(name: str) -> Iterator[LiveEngine]:
     """One of `STARTS`, for as long as the block lasts."""
+    kind = "vllm" if name == "emulated" else name
     with STARTS[name]() as url:
-        yield LiveEngine(url, "llamacpp" if name == "llamacpp" else "vllm", name == "emulated")
+        yield LiveEngine(url, kind, exact=name not in ("vllm", "llamacpp"))
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """An emulated engine and its process, for who wants to kill it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def emulated() -> Iterator[Emulated]:
+    port = free_port()
+    command = ["paceline.engines.emulated", "--emulate", "tiny", "--port", str(port)]
+    with _process(*command, "--model", "m") as process:
+        yield Emulated(_ready(f"http://127.0.0.1:{port}", "/health"), process)
 
 
 @contextmanager
 def _emulated() -> Iterator[str]:
-    port = free_port()
-    command = ["paceline.engines.emulated", "--emulate", "tiny", "--port", str(port)]
-    with _process(*command, "--model", "m"):
-        yield _ready(f"http://127.0.0.1:{port}", "/health")
+    with emulated() as engine:
+        yield engine.url
 
 
 @contextmanager
@@ -146,8 +170,19 @@ def _llamacpp() -> Iterator[str]:
         yield engine.url
 
 
+def _behind(front: type[Front]) -> Callable[[], AbstractContextManager[str]]:
+    @contextmanager
+    def start() -> Iterator[str]:
+        with emulated() as engine, served(front(engine.url)) as url:
+            yield url
+
+    return start
+
+
 STARTS: Mapping[str, Callable[[], AbstractContextManager[str]]] = {
     "emulated": _emulated,
+    "sglang": _behind(SGLangFront),
+    "trtllm": _behind(TRTLLMFront),
     "vllm": _vllm,
     "llamacpp": _llamacpp,
 }
@@ -164,13 +199,14 @@ def _need(there: bool, what: str, remedy: str) -> None:
 
 
 @contextmanager
-def gateway_before(engine: LiveEngine, folder: Path, model: str) -> Iterator[str]:
-    """`paceline serve` with this engine, of which it is told nothing but the URL."""
+def gateway_before(engines: Sequence[LiveEngine], folder: Path, model: str) -> Iterator[str]:
+    """`paceline serve` with these engines, of which it is told nothing but the URLs."""
     port = free_port()
-    config = folder / f"{engine.kind}-{port}.yaml"
+    config = folder / f"{engines[0].kind}-{port}.yaml"
+    workers = ", ".join(f"{{url: '{engine.url}'}}" for engine in engines)
     config.write_text(
         f"listen: 127.0.0.1:{port}\nadmin: 127.0.0.1:0\n"
-        f"models: [{{name: {model}, workers: [{{url: '{engine.url}'}}]}}]\n"
+        f"models: [{{name: {model}, workers: [{workers}]}}]\n"
         "tiers: {standard: {ttft_s: 60, itl_s: 5}}\ndefault_tier: standard\n"
     )
     with _process("paceline", "serve", "--config", str(config)):
@@ -178,10 +214,10 @@ def gateway_before(engine: LiveEngine, folder: Path, model: str) -> Iterator[str
 
 
 @contextmanager
-def _process(*command: str) -> Iterator[None]:
+def _process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.DEVNULL)
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:

@@ -1,4 +1,8 @@
-"""How does a test get an engine that says exactly what was once recorded?"""
+"""How does a test get an engine that says exactly what was once recorded?
+
+What SGLang 0.5.23 and TensorRT-LLM 1.3 say was not recorded, for want of a GPU: it was written by
+the source of their servers.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,27 @@ def vllm() -> dict[str, Said]:
         "/version": answer('{"version":"0.32.0"}'),
         "/v1/models": answer(recording("vllm_models.json")),
         "/metrics": answer(recording("vllm_metrics.txt")),
+    }
+
+
+def sglang() -> dict[str, Said]:
+    return {
+        "/health": answer(),
+        "/v1/models": answer(recording("sglang_models.json")),
+        "/server_info": answer(recording("sglang_server_info.json")),
+        "/v1/loads": answer(recording("sglang_loads.json")),
+        "/metrics": answer(recording("sglang_metrics.txt")),
+    }
+
+
+def trtllm() -> dict[str, Said]:
+    return {
+        "/health": answer(),
+        "/version": answer('{"version":"1.3.0"}'),
+        "/v1/models": answer(recording("trtllm_models.json")),
+        "/openapi.json": answer(recording("trtllm_openapi.json")),
+        "/prometheus/metrics": answer(recording("trtllm_metrics.txt")),
+        "/metrics": answer(recording("trtllm_steps.json")),
     }
 
 

@@ -48,7 +48,13 @@ def test_only_a_single_prompt_goes_on(kind: str) -> None:
 
 def test_a_text_of_no_stated_length_keeps_the_length_that_its_engine_gives_it() -> None:
     body = {"prompt": "Once"}
-    for kind, limit in (("vllm", 16), ("openai", 16), ("llamacpp", None)):
+    for kind, limit in (
+        ("vllm", 16),
+        ("sglang", 16),
+        ("openai", 16),
+        ("llamacpp", None),
+        ("trtllm", None),
+    ):
         longer = adapter(kind).continuation(TEXT, body, " upon", None)
         assert longer is not None
         assert longer.get("max_tokens") == limit
@@ -85,8 +91,42 @@ def test_a_chat_at_llamacpp_goes_on_in_streams_only() -> None:
     assert go_on(CHAT, {"messages": [ASK]}, "Hel", None) is None
 
 
-def test_a_chat_goes_on_nowhere_else() -> None:
-    assert adapter("openai").continuation(CHAT, BODIES[CHAT], "Hel", None) is None
+def test_a_chat_at_sglang_goes_on_after_the_mark_with_which_answers_begin() -> None:
+    assert adapter("sglang").continuation(CHAT, BODIES[CHAT], "Hel", None) == {
+        "stream": True,
+        "messages": [ASK, {"role": "assistant", "content": "Hel"}],
+        "continue_final_message": True,
+    }
+
+
+def test_a_chat_whose_last_message_sglang_took_for_a_users_cannot_go_on() -> None:
+    """It would be an assistant's again, with an answer after it."""
+    body = BODIES[CHAT] | {"messages": [ASK, {"role": "assistant", "content": "Hel"}]}
+    go_on = adapter("sglang").continuation
+    assert go_on(CHAT, body, "lo", None) is None
+    longer = go_on(CHAT, body | {"continue_final_message": True}, "lo", None)
+    assert longer is not None
+    assert longer["messages"] == [ASK, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_a_penalty_for_what_an_answer_has_said_cannot_go_on_at_sglang(path: str) -> None:
+    go_on = adapter("sglang").continuation
+    assert go_on(path, BODIES[path] | {"repetition_penalty": 1.1}, "x", None) is None
+    assert go_on(path, BODIES[path] | {"repetition_penalty": 1.0}, "x", None) is not None
+
+
+@pytest.mark.parametrize("kind", ["openai", "trtllm"])
+def test_a_chat_goes_on_nowhere_else(kind: str) -> None:
+    assert adapter(kind).continuation(CHAT, BODIES[CHAT], "Hel", None) is None
+
+
+def test_ids_of_tokens_are_asked_for_where_they_are_told_beside_the_text() -> None:
+    for kind in ("vllm", "sglang"):
+        assert adapter(kind).token_ids(TEXT) == {"return_token_ids": True}
+        assert adapter(kind).token_ids(CHAT) == {}
+    for kind in ("trtllm", "llamacpp", "openai"):
+        assert adapter(kind).token_ids(TEXT) == {}
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

@@ -4,6 +4,7 @@ import asyncio
 
 import aiohttp
 import pytest
+from aiohttp import web
 from recorded_engine import (
     Said,
     answer,
@@ -12,6 +13,8 @@ from recorded_engine import (
     not_offered,
     recorded,
     recording,
+    sglang,
+    trtllm,
     vllm,
 )
 
@@ -34,6 +37,31 @@ def test_vllm_that_hides_its_models_is_known_by_its_metrics() -> None:
     assert detected(vllm() | {"/v1/models": answer(status=401)}) == Detected(
         "vllm", version="0.32.0"
     )
+
+
+def test_sglang_is_known_by_what_it_owns() -> None:
+    assert detected(sglang()) == Detected("sglang", ("m",), max_model_len=4096)
+
+
+def test_sglang_that_hides_its_models_is_known_by_its_metrics() -> None:
+    assert detected(sglang() | {"/v1/models": answer(status=401)}) == Detected("sglang")
+
+
+def test_tensorrt_llm_is_known_by_what_it_owns() -> None:
+    assert detected(trtllm()) == Detected("trtllm", ("m",), "1.3.0")
+
+
+def test_the_steps_of_tensorrt_llm_are_left_for_its_reports() -> None:
+    """Who reads them takes them away."""
+
+    readers = []
+
+    async def steps(request: web.Request) -> web.Response:
+        readers.append(request.path)
+        return answer(recording("trtllm_steps.json"))
+
+    assert detected(trtllm() | {"/metrics": steps})
+    assert readers == []
 
 
 def test_llamacpp_is_known_by_its_properties() -> None:

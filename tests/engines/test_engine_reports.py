@@ -14,12 +14,16 @@ from recorded_engine import (
     not_offered,
     recorded,
     recording,
+    sglang,
+    trtllm,
     vllm,
 )
 
 from paceline.domain.worker import WorkerReport
 from paceline.engines import probe
 from paceline.engines.adapter import ADAPTERS, make_adapter
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
 
 def report_of(kind: str, pages: dict[str, Said], name: str = "m") -> WorkerReport:
@@ -88,6 +92,160 @@ def test_what_vllm_serves_is_asked_anew_after_it_was_ill() -> None:
         assert (await adapter.report(session)).because == "serves other, not m"
 
     against(pages, test)
+
+
+def test_sglang_tells_its_load_its_cache_and_its_window() -> None:
+    assert report_of("sglang", sglang()) == WorkerReport(
+        healthy=True,
+        running=3,
+        waiting=2,
+        kv_used=0.25,
+        kv_capacity_tokens=65536,
+        block_size=16,
+        preemptions_total=4.0,
+        prefix_queries_total=1000.0,
+        prefix_hits_total=320.0,
+        max_model_len=4096,
+        prefill_budget=4096,
+    )
+
+
+def test_ranks_behind_one_sglang_server_count_together() -> None:
+    page = answer(recording("sglang_loads_two_ranks.json"))
+    report = report_of("sglang", sglang() | {"/v1/loads": page})
+    assert (report.running, report.waiting, report.kv_capacity_tokens) == (7, 1, 131_072)
+    assert report.kv_used == 0.5
+
+
+def test_sglang_without_loads_is_known_by_its_metrics() -> None:
+    """Which count the requests of each priority again."""
+    pages = sglang() | {"/v1/loads": answer(status=404)}
+    report = report_of("sglang", pages)
+    assert (report.running, report.waiting, report.kv_used) == (2, 1, 0.2)
+    assert report.kv_capacity_tokens == 65536
+
+
+def test_sglang_without_metrics_tells_its_load_nevertheless() -> None:
+    report = report_of("sglang", sglang() | {"/metrics": answer(status=404)})
+    assert (report.running, report.kv_used, report.kv_capacity_tokens) == (3, 0.25, 65536)
+    assert report.prefix_hits_total is None
+
+
+def test_sglang_before_it_had_the_new_paths_tells_how_it_was_started() -> None:
+    pages = sglang()
+    pages["/get_server_info"] = pages.pop("/server_info")
+    assert report_of("sglang", pages).block_size == 16
+
+
+def test_sglang_that_does_not_split_prompts_has_no_budget_to_tell() -> None:
+    info = answer(b'{"page_size":1,"chunked_prefill_size":-1}')
+    report = report_of("sglang", sglang() | {"/server_info": info})
+    assert (report.healthy, report.prefill_budget) == (True, None)
+
+
+def test_sglang_serves_adapters_under_its_own_name() -> None:
+    assert report_of("sglang", sglang(), name="m:my-lora").healthy
+    report = report_of("sglang", sglang(), name="other:my-lora")
+    assert report.because == "serves m, not other:my-lora"
+
+
+def test_sglang_that_starts_or_hangs_is_not_healthy() -> None:
+    report = report_of("sglang", sglang() | {"/health": answer(status=503)})
+    assert (report.healthy, report.because) == (False, "HTTP 503")
+
+
+def test_tensorrt_llm_tells_its_load_its_cache_and_its_window() -> None:
+    assert report_of("trtllm", trtllm()) == WorkerReport(
+        healthy=True,
+        running=3,
+        waiting=2,
+        kv_used=0.25,
+        kv_capacity_tokens=65536,
+        block_size=32,
+        prefix_queries_total=1000.0,
+        prefix_hits_total=320.0,
+        max_model_len=8192,
+        prefill_budget=8192,
+    )
+
+
+def test_tensorrt_llm_without_prometheus_is_known_by_its_last_step() -> None:
+    assert report_of("trtllm", without_prometheus()) == WorkerReport(
+        healthy=True,
+        running=3,
+        waiting=1,
+        kv_used=0.25,
+        kv_capacity_tokens=65536,
+        block_size=32,
+        prefix_queries_total=3200.0,
+        prefix_hits_total=1024.0,
+        prefill_budget=8192,
+    )
+
+
+def test_tensorrt_llm_that_made_no_step_since_is_idle() -> None:
+    pages = without_prometheus()
+
+    async def test(url: str, session: aiohttp.ClientSession) -> None:
+        adapter = make_adapter("trtllm", url, "m", "")
+        assert (await adapter.report(session)).running == 3
+        pages["/metrics"] = answer(b"[]")
+        report = await adapter.report(session)
+        assert (report.running, report.waiting, report.kv_used) == (0, 0, 0.0)
+        assert report.kv_capacity_tokens == 65536
+
+    against(pages, test)
+
+
+def test_tensorrt_llm_without_statistics_is_healthy_and_says_no_more() -> None:
+    silent = without_prometheus() | {"/metrics": answer(b"[]")}
+    assert report_of("trtllm", silent) == WorkerReport(healthy=True)
+
+
+def test_tensorrt_llm_whose_engine_failed_is_not_healthy() -> None:
+    report = report_of("trtllm", trtllm() | {"/health": answer(b"LLM is unavailable.", 503)})
+    assert (report.healthy, report.because) == (False, "HTTP 503")
+
+
+def without_prometheus() -> dict[str, Said]:
+    pages = trtllm()
+    del pages["/prometheus/metrics"]
+    return pages
+
+
+# What is sent depends on how the engine was started.
+
+
+def priority_of(kind: str, pages: dict[str, Said], path: str, urgency: int) -> float | None:
+    async def run() -> float | None:
+        async with recorded(pages) as url, aiohttp.ClientSession() as session:
+            adapter = make_adapter(kind, url, "m", "")
+            assert adapter.extras(path, urgency) == {}, "nothing is known of it yet"
+            assert (await adapter.report(session)).healthy
+            return adapter.extras(path, urgency).get("priority")
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_the_more_urgent_come_first_whichever_way_the_numbers_of_an_engine_run(path: str) -> None:
+    reversed_ = recording("sglang_server_info.json").replace(b'first":false', b'first":true')
+    upside_down = sglang() | {"/server_info": answer(reversed_)}
+    assert [priority_of("sglang", sglang(), path, urgency) for urgency in (0, 1, 2)] == [0, -1, -2]
+    assert [priority_of("sglang", upside_down, path, urgency) for urgency in (0, 1, 2)] == [0, 1, 2]
+    told = [priority_of("trtllm", trtllm(), path, urgency) for urgency in (0, 1, 2)]
+    assert told == [1.0, 0.5, pytest.approx(1 / 3)]
+
+
+def test_no_priority_is_sent_to_an_engine_that_does_not_know_it() -> None:
+    fcfs = recording("sglang_server_info.json").replace(b'scheduling":true', b'scheduling":false')
+    assert priority_of("sglang", sglang() | {"/server_info": answer(fcfs)}, CHAT, 1) is None
+    assert priority_of("sglang", sglang() | {"/server_info": answer(status=404)}, CHAT, 1) is None
+    before = answer(recording("trtllm_openapi_1_2.json"))
+    assert priority_of("trtllm", trtllm() | {"/openapi.json": before}, CHAT, 1) is None
+    assert priority_of("trtllm", trtllm() | {"/openapi.json": answer(status=500)}, CHAT, 1) is None
+    for kind, pages in (("sglang", sglang()), ("trtllm", trtllm())):
+        assert priority_of(kind, pages, "/v1/messages", 1) is None
 
 
 def test_llamacpp_tells_its_slots() -> None:
@@ -180,7 +338,7 @@ def test_no_trouble_at_the_engine_is_an_exception_here(
 ) -> None:
     monkeypatch.setattr(probe, "TIMEOUT_S", 0.2 if trouble is hang else 20.0)
     monkeypatch.setattr(probe, "MAX_BYTES", 100_000)
-    paths = ("/health", "/metrics", "/v1/models", "/slots", "/props")
+    paths = ("/health", "/metrics", "/v1/models", "/v1/loads", "/server_info", "/slots", "/props")
     report = report_of(kind, dict.fromkeys(paths, trouble))
     assert not report.healthy
     assert because in report.because
@@ -189,7 +347,7 @@ def test_no_trouble_at_the_engine_is_an_exception_here(
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("page", [b"", b"\xff\x00{", b"[]", b'{"data":[{"id":7}]}', b"null"])
 def test_nonsense_is_not_taken_for_figures(kind: str, page: bytes) -> None:
-    paths = ("/health", "/metrics", "/v1/models", "/slots", "/props")
+    paths = ("/health", "/metrics", "/v1/models", "/v1/loads", "/server_info", "/slots", "/props")
     report = report_of(kind, dict.fromkeys(paths, answer(page)))
     assert (report.running, report.kv_capacity_tokens) in {(None, None), (0, None)}
 

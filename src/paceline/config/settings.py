@@ -29,7 +29,7 @@ Policy = Literal[
     "peak-ewma",
     "global-latency",
 ]
-Kind = Literal["vllm", "llamacpp", "openai"]
+Kind = Literal["vllm", "sglang", "trtllm", "llamacpp", "openai"]
 Role = Literal["both", "prefill", "decode"]
 Overload = Literal["queue", "shed", "degrade"]
 
@@ -56,7 +56,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     url: EngineUrl
     """Where it answers; http or https, with or without `/v1` at the end."""
     kind: Kind | None = None
-    """Which dialect it speaks: vllm, llamacpp or openai (any other); left out: detected."""
+    """Which dialect it speaks: vllm, sglang, trtllm, llamacpp or openai (any other); left out:
+    detected."""
     role: Role = "both"
     """Which part of the work it does: both, prefill or decode."""
     node: str = ""

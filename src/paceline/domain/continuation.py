@@ -13,6 +13,8 @@ from typing import Any
 
 STATEFUL = (
     "audio",
+    "custom_logit_processor",
+    "ebnf",
     "echo",
     "function_call",
     "functions",
@@ -24,6 +26,9 @@ STATEFUL = (
     "json_schema",
     "logprobs",
     "prompt_logprobs",
+    "regex",
+    "return_hidden_states",
+    "session_params",
     "structured_outputs",
     "suffix",
     "tools",

@@ -13,7 +13,7 @@ class Worker(msgspec.Struct, frozen=True):
     """The model's public name in Paceline."""
     url: str
     kind: str = "openai"
-    """vllm, llamacpp, openai (anything that speaks the API); more as adapters come."""
+    """vllm, sglang, trtllm, llamacpp, openai (anything that speaks the API)."""
     role: str = "both"
     """both, prefill or decode."""
     node: str = ""

@@ -14,13 +14,16 @@ import aiohttp
 from paceline.domain.worker import WorkerReport
 from paceline.engines.llamacpp import LlamaCpp
 from paceline.engines.openai import OpenAI
+from paceline.engines.sglang import SGLang
+from paceline.engines.trtllm import TRTLLM
 from paceline.engines.vllm import VLLM
 
 
 class Adapter(Protocol):
     """One engine's dialect.
 
-    There is no method to abort a generation: all engines free its slot when the connection closes.
+    There is no method to abort a generation: all engines free its slot when the connection closes,
+    some of them after a second or two.
     """
 
     @property
@@ -54,7 +57,7 @@ class Adapter(Protocol):
         ...
 
 
-ADAPTERS = {adapter.kind: adapter for adapter in (VLLM, LlamaCpp, OpenAI)}
+ADAPTERS = {adapter.kind: adapter for adapter in (VLLM, SGLang, TRTLLM, LlamaCpp, OpenAI)}
 
 
 def make_adapter(kind: str, url: str, model_name_at_engine: str, api_key: str) -> Adapter:

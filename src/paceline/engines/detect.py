@@ -8,7 +8,12 @@ import aiohttp
 import msgspec
 
 from paceline.engines.llamacpp import Props
-from paceline.engines.probe import Answer, Models, Probe
+from paceline.engines.probe import Models, Probe
+
+OWNERS = {"vllm": "vllm", "sglang": "sglang", "tensorrt_llm": "trtllm"}
+"""Kinds by who owns their models."""
+METRICS = {b"\nvllm:": "vllm", b"\nsglang:": "sglang"}
+"""Kinds by a mark on their page of metrics, which may be open where the list of models is not."""
 
 
 class Detected(msgspec.Struct, frozen=True):
@@ -26,7 +31,7 @@ class Detected(msgspec.Struct, frozen=True):
 
 
 class Version(msgspec.Struct, frozen=True):
-    """vLLM's `/version`."""
+    """The `/version` of vLLM and TensorRT-LLM."""
 
     version: str
 
@@ -34,26 +39,26 @@ class Version(msgspec.Struct, frozen=True):
 async def detect(session: aiohttp.ClientSession, url: str, api_key: str) -> Detected | None:
     """Look at the engine; None while it does not answer, or still loads."""
     probe = Probe(url, api_key)
-    models, version, props, metrics = await asyncio.gather(
-        *(probe.get(session, path) for path in ("/v1/models", "/version", "/props", "/metrics"))
+    models, version, props = await asyncio.gather(
+        *(probe.get(session, path) for path in ("/v1/models", "/version", "/props"))
     )
     if not models.status or models.status >= 500:
         return None
-    return judge(models, version, props, metrics)
-
-
-def judge(models: Answer, version: Answer, props: Answer, metrics: Answer) -> Detected:
-    """The kind whose marks the answers bear; `openai` if they bear none."""
     listed = models.read(Models) or Models([])
     owners = {model.owned_by for model in listed.data}
-    length = listed.max_model_len
-    if "vllm" in owners or b"\nvllm:" in metrics.body:
-        told = version.read(Version)
-        return Detected("vllm", listed.names, told.version if told else "", length)
+    told = version.read(Version)
+    number, length = told.version if told else "", listed.max_model_len
+    for owner, kind in OWNERS.items():
+        if owner in owners:
+            return Detected(kind, listed.names, number, length)
     started = props.read(Props)
     if started is not None:
         length = started.default_generation_settings.n_ctx
         return Detected("llamacpp", listed.names, started.build_info, length)
     if "llamacpp" in owners or models.server == "llama.cpp":
         return Detected("llamacpp", listed.names, "", length)
+    metrics = await probe.get(session, "/metrics")
+    for mark, kind in METRICS.items():
+        if mark in metrics.body:
+            return Detected(kind, listed.names, number, length)
     return Detected("openai", listed.names, "", length)

@@ -73,6 +73,16 @@ class Probe:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             return Answer(0, because=_sentence(error))
 
+    async def serves(self, session: aiohttp.ClientSession, name: str) -> tuple[Models | None, str]:
+        """What is listed in `/v1/models`, and what is wrong with it: empty if `name` is served."""
+        answer = await self.get(session, "/v1/models")
+        listed = answer.read(Models)
+        if listed is None:
+            return None, "/v1/models is no list of models" if answer.ok else answer.trouble
+        if name in listed.names:
+            return listed, ""
+        return listed, f"serves {', '.join(listed.names) or 'nothing'}, not {name}"
+
     async def _get(self, session: aiohttp.ClientSession, path: str) -> Answer:
         async with session.get(
             self._url + path, headers=self._headers, allow_redirects=False

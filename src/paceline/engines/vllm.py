@@ -55,22 +55,12 @@ class VLLM:
         )
         because = "" if health.ok else health.trouble
         if not because and self._models is None:
-            because = await self._ask_models(session)
+            self._models, because = await self._probe.serves(session, self._name)
         if because:
             self._models = None
             return WorkerReport(False, because)
         assert self._models is not None
         return figures(metrics.body if metrics.ok else b"", self._models.max_model_len)
-
-    async def _ask_models(self, session: aiohttp.ClientSession) -> str:
-        """Learn what is served. Returns what is wrong with it, if anything."""
-        answer = await self._probe.get(session, "/v1/models")
-        self._models = answer.read(Models)
-        if self._models is None:
-            return answer.trouble if not answer.ok else "/v1/models is not what vLLM would answer"
-        if self._name in self._models.names:
-            return ""
-        return f"serves {', '.join(self._models.names) or 'nothing'}, not {self._name}"
 
 
 def figures(page: bytes, max_model_len: int | None) -> WorkerReport:
