@@ -30,7 +30,7 @@ class BlockStored(msgspec.Struct, tag=True, omit_defaults=True):
     lora_id: int | None
     medium: str | None
     lora_name: str | None
-    extra_keys: list[tuple[str] | None] | None = None
+    extra_keys: list[tuple[str] | None]
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
 
@@ -82,8 +82,7 @@ class KvEventPublisher:
         if isinstance(event, BlockStored) and self._last == (names, at - 1):
             event.block_hashes.append(name)
             event.token_ids += tokens
-            if event.extra_keys:
-                event.extra_keys.append(salted)
+            event.extra_keys.append(salted)
         else:
             event = BlockStored(
                 block_hashes=[name],
@@ -93,7 +92,7 @@ class KvEventPublisher:
                 lora_id=None,
                 medium="GPU",
                 lora_name=None,
-                extra_keys=[salted] if salted else None,
+                extra_keys=[salted],
                 group_idx=0,
                 kv_cache_spec_kind="full_attention",
             )

@@ -1,10 +1,10 @@
 """How is an engine's story of its KV cache heard whole?
 
 Batches come numbered from a publisher that waits for nobody. So they are counted, and what was
-missed is asked for again: when the connection is made, when it is made anew, and when a number is
-skipped. The engine repeats from the last batch known; if it has another one by that number, or
-none, it has restarted. What it no longer remembers makes its cache one of which too little is
-known.
+missed is asked for again: when the connection is made, when it is made anew, when a number is
+skipped, and when nothing comes for a while. The engine repeats from the last batch known; if it has
+another one by that number, or none, it has restarted. What it no longer remembers makes its cache
+one of which too little is known.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import msgspec
 import structlog
 import zmq
 import zmq.asyncio
-from zmq.utils.monitor import parse_monitor_message
 
 from paceline.domain.kvevents import BlocksChanged, BlocksUnknown, Follows, Position
 from paceline.engines.kvevents.decode import Batch, Decoder
@@ -25,6 +24,8 @@ from paceline.engines.kvevents.sources import Source
 
 REPLAY_S = 5.0
 """Silence after which a replay is given up. vLLM looks for such wishes ten times a second."""
+QUIET_S = 2.0
+"""Without news for so long, ask whether there were any: the last batch may be lost like another."""
 QUEUED = 100_000
 """Batches that may wait to be read, as at the publisher; more are dropped, and asked for again."""
 MOST_BYTES = 64 * 1024 * 1024
@@ -61,21 +62,25 @@ class KvEventStream:
         self._source = source
         self._tell = tell
         self._at = Position()
+        self._answered = True
+        """The last wish for a replay was granted."""
         self._context = zmq.asyncio.Context.instance()
 
     async def run(self) -> None:
         """Until cancelled. An engine that is not there yet, or no more, is waited for."""
-        socket = self._socket(zmq.SUB, self._source.endpoint)
+        socket = self._socket(zmq.SUB)
         socket.setsockopt_string(zmq.SUBSCRIBE, self._source.topic)
         connected = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        socket.connect(self._source.endpoint)
         poller = zmq.asyncio.Poller()
         poller.register(connected, zmq.POLLIN)
         poller.register(socket, zmq.POLLIN)
         try:
             while True:
-                ready = dict(await poller.poll())
+                ready = dict(await poller.poll(1000 * QUIET_S))
                 if connected in ready:
-                    parse_monitor_message(await connected.recv_multipart())
+                    await connected.recv_multipart()
+                if connected in ready or not ready:
                     await self._catch_up()
                 if socket in ready:
                     await self._read(socket)
@@ -149,8 +154,11 @@ class KvEventStream:
             if not await self._replay():
                 self._at = Position()  # another story: from its beginning
                 await self._replay()
+            self._answered = True
         except TimeoutError:
-            log.warning("KV events are not repeated", worker=self._worker_id, of=self._source)
+            if self._answered:
+                log.warning("KV events are not repeated", worker=self._worker_id, of=self._source)
+            self._answered = False
 
     async def _replay(self) -> bool:
         """Take what the engine repeats. False: it does not know the last batch that we know."""
@@ -168,12 +176,14 @@ class KvEventStream:
 
     async def _repeated(self, first: int) -> AsyncGenerator[tuple[int, Batch], None]:
         """The batches from that number on, as far as the engine remembers them."""
-        socket = self._socket(zmq.DEALER, self._source.replay_endpoint)
+        socket = self._socket(zmq.DEALER)
+        socket.connect(self._source.replay_endpoint)
         try:
             await socket.send_multipart([b"", first.to_bytes(8, "big")])
             while True:
                 for _ in range(AT_ONCE):
-                    frames = await asyncio.wait_for(socket.recv_multipart(), REPLAY_S)
+                    async with asyncio.timeout(REPLAY_S):
+                        frames = await socket.recv_multipart()
                     heard = self._heard(frames)
                     if heard is not None and heard[0] == END:
                         return
@@ -183,10 +193,9 @@ class KvEventStream:
         finally:
             socket.close(linger=0)
 
-    def _socket(self, kind: int, endpoint: str) -> zmq.asyncio.Socket:
+    def _socket(self, kind: int) -> zmq.asyncio.Socket:
         socket = self._context.socket(kind)
         socket.setsockopt(zmq.RCVHWM, QUEUED)
         socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
         socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(endpoint)
         return socket
