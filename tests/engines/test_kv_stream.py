@@ -16,7 +16,7 @@ import zmq
 import zmq.asyncio
 from live import free_port
 
-from paceline.domain.kvevents import BlocksChanged, BlocksUnknown, Medium, short, token_blocks
+from paceline.domain.kvevents import BlocksChanged, BlocksUnknown, short, token_blocks
 from paceline.engines.emulated import EngineSettings, emulated_engines
 from paceline.engines.emulated.server import EmulatedEngine
 from paceline.engines.kvevents import Batch, KvEventStream, Source, sources
@@ -24,6 +24,12 @@ from paceline.kernel.blocks import BlockIndex
 
 BLOCK = 16
 PLACE = 0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for comes by the network
+            await asyncio.sleep(0.005)
 
 
 def settings(replay: bool = True, **others: Any) -> EngineSettings:
@@ -67,13 +73,10 @@ class Listener:
         publisher = self.engine._engine.kv_events
         assert publisher is not None
         cached = {short(name) for name in publisher.cached}
-        view = self.index._views.get((PLACE, 0))
-        return cached ^ (view.media[Medium.GPU].keys() if view is not None else set())
+        return cached ^ self.index.held(PLACE).keys()
 
     async def agree(self) -> None:
-        async with asyncio.timeout(20):
-            while self.missing:
-                await asyncio.sleep(0.005)
+        await until(lambda: not self.missing)
 
     async def ask(self, prompt: list[int], tokens: int = 3, salt: str | None = None) -> int:
         """The prompt's cached tokens, as the engine tells them with its answer."""
@@ -184,9 +187,7 @@ def test_a_late_listener_without_replay_knows_that_it_knows_little() -> None:
         async with listening(settings(replay=False), before=Listener.load) as listener:
             await asyncio.sleep(0.2)
             await listener.load(2)
-            async with asyncio.timeout(20):
-                while not listener.stream.counts.batches:
-                    await asyncio.sleep(0.005)
+            await until(lambda: listener.stream.counts.batches)
             assert listener.told == ["events are lost"]
             assert not listener.index.follows(PLACE)
             await listener.post("/reset_prefix_cache")
@@ -200,9 +201,7 @@ def test_a_late_listener_without_replay_knows_that_it_knows_little() -> None:
 def test_an_engine_that_has_cached_nothing_is_known_to_have_nothing() -> None:
     async def test() -> None:
         async with listening(settings()) as listener:
-            async with asyncio.timeout(20):
-                while not listener.index.follows(PLACE):
-                    await asyncio.sleep(0.005)
+            await until(lambda: listener.index.follows(PLACE))
             assert listener.told == ["its engine has cached nothing yet"]
 
     run(test)
@@ -234,9 +233,7 @@ def test_what_the_engine_no_longer_remembers_is_not_believed() -> None:
             async with deaf_to(listener.stream, range(1, 9)):
                 for i in range(12):
                     await listener.ask([3 + i] * BLOCK)
-            async with asyncio.timeout(20):
-                while not listener.stream.counts.lost:
-                    await asyncio.sleep(0.005)
+            await until(lambda: listener.stream.counts.lost)
             assert "events are lost" in listener.told
             assert not listener.index.follows(PLACE)
             assert listener.index.depths(token_blocks([1] * BLOCK, BLOCK).names) == {}
@@ -291,9 +288,7 @@ def test_a_listener_may_be_there_before_the_engine() -> None:
         async with emulated_engines([made]) as (engine,), aiohttp.ClientSession() as http:
             listener = Listener(engine, http)
             await listener.ask([1] * 40)
-            async with asyncio.timeout(20):
-                while len(heard) < 2:
-                    await asyncio.sleep(0.005)
+            await until(lambda: len(heard) >= 2)
         task.cancel()
         assert isinstance(heard[0], BlocksUnknown)
         assert heard[0].whole

@@ -107,10 +107,11 @@ def contents(tokens: Sequence[int], size: int, seeds: Mapping[int, int] | None =
 
     OverflowError if something is not a token id.
     """
-    data = array("I", tokens).tobytes()
-    step = 4 * size
+    digest, ids = xxhash.xxh3_64_intdigest, array("I", tokens)
+    if len(ids) == size and not seeds:  # a stream's next block: most events are of one
+        return [digest(ids) & _MASK]
+    data, step = ids.tobytes(), 4 * size
     starts = range(0, len(data) - step + 1, step)
-    digest = xxhash.xxh3_64_intdigest
     if not seeds:
         return [digest(data[i : i + step]) & _MASK for i in starts]
     return [

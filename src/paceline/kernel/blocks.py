@@ -4,14 +4,14 @@ Exact, where `prefix` is a guess. Each cache has a view: the engine's hashes wit
 blocks, by medium. The names are what prompts are looked up by, so that engines whose hashes have
 nothing in common share one index, and the hashes are what the engine tells the rest by.
 
-Memory is bounded: above `most` blocks in all, the largest view forgets what it heard first. About
-180 bytes go to a block of one worker, and 80 to the same block of another (bench/prefix.py).
+Memory is bounded: above `most` blocks in all, the largest view forgets what it heard first. A block
+of one worker takes about 150 bytes (bench/prefix.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, islice, repeat
 
 from paceline.domain.kvevents import (
     BlockEvent,
@@ -24,7 +24,7 @@ from paceline.domain.kvevents import (
 from paceline.kernel.holders import Holders, depths
 
 MOST_BLOCKS = 2_000_000
-"""Blocks kept of all workers together: 64 of them with 500,000 tokens each in blocks of 16."""
+"""Kept of all workers together, 300 MB: of 64 with 500,000 tokens each in blocks of 16."""
 FORGOTTEN_SHARE = 8
 """One part in so many of a view goes at once, since to find its oldest block costs a search."""
 
@@ -59,8 +59,8 @@ class BlockIndex:
         self._most = most
         self._size = 0
         self._holders = tuple(Holders() for _ in Medium)
-        self._views: dict[tuple[int, int], View] = {}
-        """By place and rank."""
+        self._views: dict[int, dict[int, View]] = {}
+        """By place, and there by rank."""
         self._places: list[int | None] = []
         """Of each slot the place; None: it is free."""
         self.orphans = 0
@@ -70,16 +70,16 @@ class BlockIndex:
 
     def begin(self, place: int, rank: int = 0, whole: bool = False) -> None:
         """Nothing is known of this cache any more. `whole`: because it is empty."""
-        view = self._views.get((place, rank))
+        ranks = self._views.setdefault(place, {})
+        view = ranks.get(rank)
         if view is None:
-            view = self._views[place, rank] = View(self._slot(place))
+            view = ranks[rank] = View(self._slot(place))
         self._empty(view)
         view.whole = whole
 
     def forget(self, place: int) -> None:
         """The worker has left."""
-        for key in [key for key in self._views if key[0] == place]:
-            view = self._views.pop(key)
+        for view in self._views.pop(place, {}).values():
             self._empty(view)
             self._places[view.slot] = None
 
@@ -87,10 +87,9 @@ class BlockIndex:
         self, place: int, events: Sequence[BlockEvent], rank: int = 0, unreadable: int = 0
     ) -> None:
         """An engine told what its cache did, and perhaps more that could not be understood."""
-        view = self._views.get((place, rank))
-        if view is None:
+        if rank not in self._views.get(place, ()):
             self.begin(place, rank)
-            view = self._views[place, rank]
+        view = self._views[place][rank]
         for event in events:
             if isinstance(event, BlocksStored):
                 self._store(view, event)
@@ -102,12 +101,13 @@ class BlockIndex:
         if unreadable:
             view.whole = False
         while self._size > self._most:
-            self._shrink(max(self._views.values(), key=lambda v: (len(v), v.slot)))
+            views = (view for ranks in self._views.values() for view in ranks.values())
+            self._shrink(max(views, key=lambda view: (len(view), view.slot)))
 
     def follows(self, place: int) -> bool:
         """Is all that this worker caches known, so that no guess is needed?"""
-        views = [view for key, view in self._views.items() if key[0] == place]
-        return bool(views) and all(view.whole for view in views)
+        ranks = self._views.get(place, {})
+        return bool(ranks) and all(view.whole for view in ranks.values())
 
     def depths(self, names: Sequence[int], medium: Medium = Medium.GPU) -> dict[int, int]:
         """How many leading blocks each place has, in this medium or a faster one.
@@ -137,14 +137,14 @@ class BlockIndex:
         names = blocks.names[: max(prompt_tokens - 1, 0) // blocks.size]
         return {place: n * blocks.size for place, n in self.depths(names, medium).items()}
 
-    def held(self, place: int, medium: Medium = Medium.GPU) -> set[int]:
-        """The names of all blocks that a place has there."""
-        views = (view for key, view in self._views.items() if key[0] == place)
-        return {name for view in views for name in view.media[medium].values()}
+    def held(self, place: int, medium: Medium = Medium.GPU, rank: int = 0) -> Mapping[int, int]:
+        """The engine's hashes of the blocks that a cache holds there, with their names."""
+        view = self._views.get(place, {}).get(rank)
+        return view.media[medium] if view is not None else {}
 
     def size(self, place: int) -> int:
         """How many blocks are known of a place."""
-        return sum(len(view) for key, view in self._views.items() if key[0] == place)
+        return sum(map(len, self._views.get(place, {}).values()))
 
     def __len__(self) -> int:
         return self._size
@@ -155,8 +155,11 @@ class BlockIndex:
         blocks, holders = view.media[event.medium], self._holders[event.medium]
         bit = 1 << view.slot
         before = len(blocks)
-        for engine_hash, name in self._named(view, event):
-            if engine_hash in blocks:
+        for engine_hash, name in zip(event.hashes, self._names(view, event), strict=False):
+            if name is None:
+                self.orphans += 1
+                view.whole = False
+            elif engine_hash in blocks:
                 key = event.medium, engine_hash
                 view.copies[key] = view.copies.get(key, 0) + 1
             else:
@@ -164,27 +167,14 @@ class BlockIndex:
                 holders.add(name, bit)
         self._size += len(blocks) - before
 
-    def _named(self, view: View, event: BlocksStored) -> Iterator[tuple[int, int]]:
-        """The blocks' hashes with their names, as far as they can be named."""
+    def _names(self, view: View, event: BlocksStored) -> Iterable[int | None]:
+        """The blocks' names; None for those that cannot be named."""
         if not event.contents:  # offloaded: told by the hash alone, but known from the GPU
-            for engine_hash in event.hashes:
-                known = view.name_of(engine_hash)
-                if known is None:
-                    self._lost(view, 1)
-                else:
-                    yield engine_hash, known
-            return
-        name = event.root if event.parent is None else view.name_of(event.parent)
-        if name is None:
-            self._lost(view, len(event.hashes))
-            return
-        for engine_hash, content in zip(event.hashes, event.contents, strict=False):
-            name = name_after(name, content)
-            yield engine_hash, name
-
-    def _lost(self, view: View, blocks: int) -> None:
-        self.orphans += blocks
-        view.whole = False
+            return map(view.name_of, event.hashes)
+        before = event.root if event.parent is None else view.name_of(event.parent)
+        if before is None:
+            return repeat(None, len(event.hashes))
+        return islice(accumulate(event.contents, name_after, initial=before), 1, None)
 
     def _remove(self, view: View, event: BlocksRemoved) -> None:
         blocks, holders = view.media[event.medium], self._holders[event.medium]
@@ -231,7 +221,7 @@ class BlockIndex:
         return len(self._places) - 1
 
 
-def _union(sets: Iterator[int]) -> int:
+def _union(sets: Iterable[int]) -> int:
     union = 0
     for bits in sets:
         union |= bits

@@ -8,7 +8,7 @@ passed over, and an event that nobody here knows is counted and costs only itsel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Raw
@@ -40,7 +40,7 @@ class _Stored(msgspec.Struct, gc=False):
     block_hashes: list[int | bytes]
     parent_block_hash: int | bytes | None
     token_ids: list[int]
-    block_size: int
+    block_size: Annotated[int, msgspec.Meta(ge=0)]
     lora_id: Any = None
     medium: str | None = None
     lora_name: str | None = None
@@ -212,7 +212,7 @@ def _medium(event: _Stored | _Removed) -> Medium:
 
 def _seeds(event: _Stored, lora: str) -> dict[int, int] | None:
     """Of blocks that differ though their tokens are the same: the salt, or an image in them."""
-    if event.extra_keys:
+    if event.extra_keys and any(event.extra_keys):
         rest = {
             block: [key for key in keys if key != lora]
             for block, keys in enumerate(event.extra_keys)

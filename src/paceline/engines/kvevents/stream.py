@@ -62,6 +62,8 @@ class KvEventStream:
         self._source = source
         self._tell = tell
         self._at = Position()
+        self._empty = False
+        """It was told that nothing is cached, and that still holds."""
         self._answered = True
         """The last wish for a replay was granted."""
         self._context = zmq.asyncio.Context.instance()
@@ -136,6 +138,7 @@ class KvEventStream:
             self.counts.lost += 1
             self._begin("events are lost")
         self._at = Position(number, batch.at)
+        self._empty = False
         self.counts.batches += 1
         if batch.events or batch.unreadable:
             worker, rank = self._worker_id, self._source.rank
@@ -170,7 +173,8 @@ class KvEventStream:
                     return False
                 to_meet = False
                 self._take(number, batch)
-        if self._at.number < 0 and not self.counts.spoilt:
+        if self._at.number < 0 and not self._empty and not self.counts.spoilt:
+            self._empty = True
             self._begin("its engine has cached nothing yet", whole=True)
         return not to_meet
 
