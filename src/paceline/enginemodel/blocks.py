@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol
+
+
+class Journal(Protocol):
+    """Who wants to know what becomes of named blocks."""
+
+    def stored(self, names: Sequence[int], at: int) -> None:
+        """The one at that place among the names of a text is cached; perhaps it was already."""
+        ...
+
+    def removed(self, name: int) -> None:
+        """It has been given up."""
+        ...
 
 
 class BlockPool:
@@ -15,10 +28,11 @@ class BlockPool:
     goes first.
     """
 
-    __slots__ = ("_holders", "_idle", "_unnamed", "blocks", "per_name")
+    __slots__ = ("_holders", "_idle", "_unnamed", "blocks", "journal", "per_name")
 
-    def __init__(self, blocks: int, per_name: int = 1) -> None:
+    def __init__(self, blocks: int, per_name: int = 1, journal: Journal | None = None) -> None:
         self.blocks = blocks
+        self.journal = journal
         self.per_name = per_name
         """Blocks under one name: 1 as in vLLM; more make long prompts cheaper to simulate."""
         self._holders: dict[int, int] = {}
@@ -88,8 +102,17 @@ class BlockPool:
                 del holders[name]
                 self._idle[name] = None
 
+    def clear(self) -> bool:
+        """Forget what is cached. False: not while somebody holds blocks."""
+        if self.used:
+            return False
+        self._idle.clear()
+        return True
+
     def _evict(self) -> None:
         idle = self._idle
         room = self.free
         while self.per_name * len(idle) > room:
-            idle.popitem(last=False)
+            name, _ = idle.popitem(last=False)
+            if self.journal is not None:
+                self.journal.removed(name)

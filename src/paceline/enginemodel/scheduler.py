@@ -18,7 +18,7 @@ from operator import attrgetter
 
 import msgspec
 
-from paceline.enginemodel.blocks import BlockPool
+from paceline.enginemodel.blocks import BlockPool, Journal
 from paceline.enginemodel.generation import Generation, Running
 from paceline.enginemodel.plan import StepOutcome, StepPlan
 from paceline.enginemodel.profile import Chance, Load, Profile
@@ -49,6 +49,7 @@ class Scheduler:
         by_priority: bool = False,
         rng: Chance | None = None,
         name_tokens: int = 0,
+        journal: Journal | None = None,
     ) -> None:
         if profile.max_num_batched_tokens < profile.max_num_seqs:
             raise ValueError("max_num_batched_tokens must be at least max_num_seqs")
@@ -56,7 +57,9 @@ class Scheduler:
         self.name_tokens = name_tokens or profile.block_size
         """Tokens under one name of a generation's `blocks`; a multiple of the block size."""
         self.pool = BlockPool(
-            profile.kv_tokens // profile.block_size, self.name_tokens // profile.block_size
+            profile.kv_tokens // profile.block_size,
+            self.name_tokens // profile.block_size,
+            journal,
         )
         self.context_limit = min(profile.max_model_len, self.pool.blocks * profile.block_size)
         """Tokens of prompt and answer that one request may have."""
@@ -397,8 +400,11 @@ class Scheduler:
         full = request.computed // self.name_tokens
         if full <= request.looked_at:
             return
-        for name in request.generation.blocks[request.looked_at : full]:
+        names, journal = request.generation.blocks, self.pool.journal
+        for at, name in enumerate(names[request.looked_at : full], request.looked_at):
             if self.pool.name(name):
                 request.named.append(name)
                 request.unnamed -= self.pool.per_name
+                if journal is not None:
+                    journal.stored(names, at)
         request.looked_at = full

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from paceline.kernel.holders import Holders, depths
+
 DEFAULT_BLOCKS = 8192
 """Blocks remembered of a worker that does not tell the size of its cache: 2 MB of text."""
 
@@ -17,7 +19,7 @@ class PrefixIndex:
     """Block hashes to the set of workers (a bit each) that have the text up to that block."""
 
     def __init__(self) -> None:
-        self._holders: dict[int, int] = {}
+        self._holders = Holders()
         self._recent: dict[int, OrderedDict[int, None]] = {}
         self._capacity: dict[int, int] = {}
 
@@ -29,21 +31,11 @@ class PrefixIndex:
     def remove(self, slot: int) -> None:
         """Forget a worker's blocks: it is gone, or has restarted."""
         for block in self._recent.pop(slot, ()):
-            self._drop(block, slot)
+            self._holders.drop(block, 1 << slot)
 
     def depths(self, blocks: Sequence[int]) -> dict[int, int]:
         """How many leading blocks each worker holds; workers that hold none are left out."""
-        depths: dict[int, int] = {}
-        holders, depth = -1, 0
-        for depth, block in enumerate(blocks):
-            still = self._holders.get(block, 0) & holders
-            if still != holders and depth:
-                _each(holders & ~still, depth, depths)
-            holders = still
-            if not holders:
-                return depths
-        _each(holders if blocks else 0, depth + 1, depths)
-        return depths
+        return depths(blocks, self._holders.get)
 
     def insert(self, slot: int, blocks: Sequence[int]) -> None:
         """A worker is given a prompt."""
@@ -53,27 +45,13 @@ class PrefixIndex:
                 recent.move_to_end(block)
             else:
                 recent[block] = None
-                self._holders[block] = self._holders.get(block, 0) | bit
+                self._holders.add(block, bit)
         while len(recent) > self._capacity[slot]:
-            self._drop(recent.popitem(last=False)[0], slot)
+            self._holders.drop(recent.popitem(last=False)[0], bit)
 
     def size(self, slot: int) -> int:
         """How many blocks a worker is believed to hold."""
         return len(self._recent[slot])
 
-    def _drop(self, block: int, slot: int) -> None:
-        left = self._holders[block] & ~(1 << slot)
-        if left:
-            self._holders[block] = left
-        else:
-            del self._holders[block]
-
     def __len__(self) -> int:
         return len(self._holders)
-
-
-def _each(bits: int, depth: int, depths: dict[int, int]) -> None:
-    while bits:
-        low = bits & -bits
-        depths[low.bit_length() - 1] = depth
-        bits ^= low

@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--model", default="", help="name that clients ask for")
     parser.add_argument("--speed", type=float, default=1.0, help="times faster than the profile")
+    parser.add_argument("--kv-events-endpoint", default="", help="such as tcp://*:5557")
+    parser.add_argument("--kv-events-replay-endpoint", default="", help="such as tcp://*:5558")
     args = parser.parse_args()
     try:
         engines = (
@@ -32,7 +34,12 @@ def main() -> None:
             if args.config
             else [
                 EngineSettings(
-                    profile=args.emulate, port=args.port, model=args.model, speed=args.speed
+                    profile=args.emulate,
+                    port=args.port,
+                    model=args.model,
+                    speed=args.speed,
+                    kv_events_endpoint=args.kv_events_endpoint,
+                    kv_events_replay_endpoint=args.kv_events_replay_endpoint,
                 )
             ]
         )

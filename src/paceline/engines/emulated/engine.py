@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from paceline.enginemodel import Generation, Scheduler, StepOutcome, StepPlan
 from paceline.engines.emulated.metrics import EngineMetrics, Tallies
 from paceline.engines.emulated.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from paceline.engines.emulated.kvevents import KvEventPublisher
 
 MAX_LAG_S = 1.0
 """An emulator further behind its plan than this no longer catches up but starts anew."""
@@ -45,10 +48,17 @@ class Engine:
     """
 
     def __init__(self, settings: EngineSettings, loop: asyncio.AbstractEventLoop) -> None:
+        profile = settings.resolved()
+        self.kv_events: KvEventPublisher | None = None
+        if settings.kv_events_endpoint:
+            from paceline.engines.emulated.kvevents import KvEventPublisher
+
+            self.kv_events = KvEventPublisher(settings, profile.block_size)
         self.scheduler = Scheduler(
-            settings.resolved(),
+            profile,
             by_priority=settings.priority_scheduling,
             rng=random.Random(settings.seed),  # noqa: S311
+            journal=self.kv_events,
         )
         self.tallies = Tallies()
         self.metrics = EngineMetrics(settings.model_name, self.scheduler, self.tallies)
@@ -80,6 +90,15 @@ class Engine:
         """For good: the process died."""
         if self._timer is not None:
             self._timer.cancel()
+        if self.kv_events is not None:
+            self.kv_events.close()
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached blocks. False: not while some are in use."""
+        done = self.scheduler.pool.clear()
+        if done and self.kv_events is not None:
+            self.kv_events.cleared()
+        return done
 
     def recover(self) -> None:
         """End a slowdown and a hang."""
@@ -116,6 +135,8 @@ class Engine:
         outcome = self.scheduler.complete(plan)
         self._tally(plan, outcome, end)
         self._last_end = end
+        if self.kv_events is not None:
+            self.kv_events.tell()
         for request_id in [*self.scheduler.decoding, *outcome.finished]:
             if request_id in self._progress:  # not aborted by what another reader did
                 self._progress[request_id].reader.on_token()

@@ -71,13 +71,14 @@ class EmulatedEngine:
             "/version": lambda c: _answer(c, {"version": VERSION}),
             "/load": lambda c: _answer(c, {"server_load": self._unfinished}),
             "/v1/models": lambda c: _answer(c, {"object": "list", "data": [self._model_card()]}),
-            "/kv_event_sources": lambda c: _answer(c, {}),
+            "/kv_event_sources": lambda c: _answer(c, self._kv_event_sources()),
             "/metrics": lambda c: c.answer(200, self._engine.metrics.text(), METRICS_TYPE),
             "/emulate/state": lambda c: _answer(c, self.state()),
         }
         self._post: dict[str, Callable[[ServerConnection, HttpRequest], None]] = {
             **dict.fromkeys(ENDPOINTS, self._generate),
             "/tokenize": self._tokenize,
+            "/reset_prefix_cache": self._reset_prefix_cache,
             "/ping": lambda c, _: c.answer(200, b""),
             "/emulate/slowdown": self._slow_down,
             "/emulate/hang": self._hang,
@@ -103,22 +104,26 @@ class EmulatedEngine:
             self._door = server = _Door(self, limits, self._loop.time)
             _, self.port = await server.listen(self.host, self.port)
             self.listening.set()
-            sweeper = asyncio.create_task(server.sweep(), name=f"sweep {self.url}")
+            tasks = [asyncio.create_task(server.sweep(), name=f"sweep {self.url}")]
+            if self._engine.kv_events is not None:
+                repeat = self._engine.kv_events.repeat()
+                tasks.append(asyncio.create_task(repeat, name=f"repeat KV events {self.url}"))
             try:
                 crash = await self._crash
             finally:
-                sweeper.cancel()
+                for task in tasks:
+                    task.cancel()
                 self._engine.stop()
                 for connection in list(server.connections):
                     connection.abort()
                 await server.drain(0.0)
             self.listening.clear()
             self._crash = self._loop.create_future()
-            self._engine = Engine(self.settings, self._loop)
             self._faults.clear()
             if crash.restart_after_s is None:
                 return
             await asyncio.sleep(crash.restart_after_s)
+            self._engine = Engine(self.settings, self._loop)
 
     # The connection calls.
 
@@ -207,6 +212,25 @@ class EmulatedEngine:
             "parent": None,
             "max_model_len": self._engine.scheduler.context_limit,
             "permission": [],
+        }
+
+    def _reset_prefix_cache(self, connection: ServerConnection, request: HttpRequest) -> None:
+        _answer(connection, {"success": self._engine.reset_prefix_cache()})
+
+    def _kv_event_sources(self) -> dict[int, object]:
+        """By data-parallel rank, of which there is one."""
+        settings = self.settings
+        if not settings.kv_events_endpoint:
+            return {}
+        return {
+            0: {
+                "enable_kv_cache_events": True,
+                "publisher": "zmq",
+                "endpoint": settings.kv_events_endpoint,
+                "replay_endpoint": settings.kv_events_replay_endpoint or None,
+                "buffer_steps": settings.kv_events_buffer,
+                "topic": settings.kv_events_topic,
+            }
         }
 
     # Faults on command.

@@ -36,6 +36,14 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     keep_alive_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     """How long an idle connection is kept (vLLM's default)."""
 
+    kv_events_endpoint: str = ""
+    """Where it publishes what its KV cache holds, such as `tcp://*:5557`; empty: nowhere."""
+    kv_events_replay_endpoint: str = ""
+    """Where it repeats what was missed of that."""
+    kv_events_topic: str = ""
+    kv_events_buffer: Positive = 10_000
+    """Batches of events that it can repeat."""
+
     @property
     def model_name(self) -> str:
         return self.model or self.profile

@@ -65,6 +65,7 @@ class BlockChain(Sequence[int]):
         self._answer = answer
         self._tokens = len(prompt) + len(answer)
         self._size = size
+        self.salt = salt
         self._last = xxhash.xxh3_64_intdigest(salt.encode())
         self._hashes: list[int] = []
 
@@ -82,6 +83,11 @@ class BlockChain(Sequence[int]):
             return self._hashes[blocks]
         self._compute(max(blocks.start + 1, blocks.stop) if blocks else 0)
         return [self._hashes[block] for block in blocks]
+
+    def tokens_of(self, block: int) -> list[int]:
+        """What is in a block."""
+        self._compute(block + 1)
+        return self._ids[block * self._size : (block + 1) * self._size].tolist()
 
     def _compute(self, blocks: int) -> None:
         size = self._size

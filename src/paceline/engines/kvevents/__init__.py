@@ -1,0 +1,11 @@
+"""What is in an engine's KV cache? Heard from vLLM and SGLang, which tell it over ZeroMQ.
+
+`sources` asks an engine where it tells, `KvEventStream` listens, `Decoder` understands. Nothing
+here is imported before an engine is found that tells anything.
+"""
+
+from paceline.engines.kvevents.decode import Batch, Decoder
+from paceline.engines.kvevents.sources import Source, sources
+from paceline.engines.kvevents.stream import KvEventStream
+
+__all__ = ["Batch", "Decoder", "KvEventStream", "Source", "sources"]
