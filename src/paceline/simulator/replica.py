@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from paceline.domain.facts import Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.enginemodel import Generation, Profile, Scheduler, StepPlan
-from paceline.kernel.worker import Rate
+from paceline.kernel.rate import Rate
 from paceline.simulator.clock import Clock
 from paceline.simulator.flight import BYTES_PER_TOKEN, NAME_TOKENS, Flight
 from paceline.simulator.gaps import Gaps
