@@ -1,6 +1,6 @@
 """What is each term of headroom's routing law worth? Without one at a time, on every scenario.
 
-    python bench/ablations.py [--seeds N] [--workers N] [--scenario NAME ...]   # some 3 minutes
+    python bench/ablations.py [--seeds N] [--workers N] [--scenario NAME ...]   # some 10 minutes
 
 Prints a table in Markdown, promises kept in percent, and a JSON line. All is simulation.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from paceline.kernel import ledger, worker
-from paceline.policy import admit, headroom, route, standing
+from paceline.policy import headroom, route, standing
 from paceline.simulator.cli import plan
 from paceline.simulator.many import Job, play_all, play_job
 from paceline.simulator.result import Result
@@ -69,19 +69,24 @@ def no_balance() -> None:
     route.BALANCE_WEIGHT = 0.0  # type: ignore[attr-defined]
 
 
-def no_protection() -> None:
-    route.HARM_ABOVE = admit.HARM_ABOVE = inf  # type: ignore[attr-defined]
+def nothing_reserved() -> None:
+    route.limits = lambda ask, forecasts: [inf] * len(forecasts)  # type: ignore[attr-defined]
+
+
+def no_caution() -> None:
+    standing.CAUTION = 0.0
 
 
 def harm_that_ends() -> None:
-    headroom.pressure = headroom.broken
+    headroom.strain = headroom.broken
 
 
 WITHOUT: dict[str, Callable[[], None]] = {
     "headroom": lambda: None,
     "no waiting": no_waiting,
     "no correction": no_correction,
-    "no protection of more weight": no_protection,
+    "nothing reserved for more weight": nothing_reserved,
+    "no caution": no_caution,
     "harm ends at the promise": harm_that_ends,
     "no balance": no_balance,
     "no price of work": no_work,
