@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from unittest import mock
@@ -48,6 +48,10 @@ async def engines(count: int = 2, publish: bool = True) -> AsyncIterator[list[Em
 def live_gateway(*urls: str) -> AbstractAsyncContextManager[Stand]:
     """By a policy that always prefers the cached, also among idle and unknown engines."""
     return gateway_before(*urls, kind="vllm", settings=Settings(policy="kv-cost"))
+
+
+def listeners() -> list[str]:
+    return [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("KV events")]
 
 
 def index(stand: Stand) -> BlockIndex:
@@ -125,14 +129,24 @@ async def test_engines_that_tell_nothing_are_served_as_before() -> None:
 
 @on_loop
 async def test_nobody_listens_for_a_worker_that_has_left() -> None:
-    def listeners() -> Sequence[str]:
-        return [t.get_name() for t in asyncio.all_tasks() if t.get_name().startswith("KV events")]
-
     async with engines() as running, live_gateway(*(each.url for each in running)) as stand:
         await listening(stand)
         assert len(listeners()) == 2
         stand.host.remove("w0")
         await until(lambda: listeners() == ["KV events of w1, rank 0"])
+
+
+@on_loop
+async def test_an_engine_that_comes_back_silent_is_not_taken_at_its_old_word() -> None:
+    async with engines(1) as running, live_gateway(running[0].url) as stand:
+        await listening(stand)
+        stand.adapters[0].healthy = False
+        await until(lambda: not stand.host.ready)
+        assert len(listeners()) == 1  # it may have been away for a moment only
+        with mock.patch.object(EmulatedEngine, "_kv_event_sources", return_value={}):
+            stand.adapters[0].healthy = True
+            await until(lambda: not listeners())
+        assert not index(stand).follows(0)
 
 
 @on_loop
