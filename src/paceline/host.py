@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from math import inf
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from weakref import WeakSet
 
 import aiohttp
@@ -36,9 +36,14 @@ from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.kernel.log import line, opening
 
+if TYPE_CHECKING:
+    from paceline.engines.kvevents import Ears
+
 PROBE_S = 2.0
 """Between two looks at an engine; a quarter of it while it is not ready."""
 SWEEP_S = 0.25
+TELL_KV_EVENTS = ("vllm", "sglang")
+"""Kinds of engines that may tell what their KV cache holds."""
 DECISIONS = 1000
 """Newest decisions kept for `/paceline/v1/decisions`."""
 
@@ -126,6 +131,10 @@ class LiveHost:
 
     def link(self, worker_id: str) -> EngineLink:
         return self.links[worker_id]
+
+    def block_sizes(self, model: str) -> Sequence[int]:
+        pool = self.kernel.pools.get(model)
+        return pool.block_sizes(monotonic()) if pool is not None else ()
 
     def gaps(self, exchange: Exchange) -> list[int]:
         asked = exchange.asked
@@ -268,7 +277,7 @@ class LiveHost:
         if worker.id in self._probes:
             self._probes.pop(worker.id).cancel()
         assert self._tasks is not None
-        probe = self._tasks.create_task(self._probe(engine), name=f"probe {worker.id}")
+        probe = self._tasks.create_task(self._attend(engine), name=f"probe {worker.id}")
         self._probes[worker.id] = probe
 
     def _retire(self, link: EngineLink) -> None:
@@ -293,10 +302,16 @@ class LiveHost:
         assert self._tasks is not None
         return self._tasks.create_task(work, name="connect")
 
-    async def _probe(self, engine: Engine) -> None:
+    async def _attend(self, engine: Engine) -> None:
+        """Probe an engine, and own whatever listens to it."""
+        async with asyncio.TaskGroup() as listeners:
+            await self._probe(engine, listeners)
+
+    async def _probe(self, engine: Engine, listeners: asyncio.TaskGroup) -> None:
         """Ask an engine how it is, for ever; tell the kernel, and people when that changes."""
         assert self._session is not None
         session = self._session
+        ears: Ears | None = None
         told: bool | None = None
         known = bool(engine.worker.kind and engine.worker.serves_as)
         while True:
@@ -311,6 +326,9 @@ class LiveHost:
                 reason = report.because or "it is still starting"
                 report = WorkerReport(False, f"nobody answers at {worker.url}: {reason}")
             self.tell(WorkerReported(worker.id, report))
+            if report.healthy and not told and worker.kind in TELL_KV_EVENTS:
+                ears = ears or self._ears(worker.id, listeners)
+                await ears.turn(session, worker.url, engine.api_key)
             if report.healthy is not told:
                 told = report.healthy
                 if told:
@@ -318,6 +336,11 @@ class LiveHost:
                 else:
                     log.warning("worker is not ready", worker=worker.id, because=report.because)
             await asyncio.sleep(PROBE_S if told else PROBE_S / 4)
+
+    def _ears(self, worker_id: str, owner: asyncio.TaskGroup) -> Ears:
+        from paceline.engines.kvevents import Ears  # with ZeroMQ, which others need not load
+
+        return Ears(worker_id, self.tell, owner)
 
     def _show(self, engine: Engine) -> None:
         """An engine has shown what it is."""

@@ -98,7 +98,7 @@ def test_sglangs_salts_adapters_and_host_memory_are_kept_apart() -> None:
 
 def test_what_is_new_in_an_event_is_passed_over() -> None:
     events, unreadable = decode(stored(colour="red", token_ids=[7, 8, 9, 10], block_hashes=[1, 2]))
-    assert events == [BlocksStored([1, 2], contents([7, 8, 9, 10], 2), None, root_name(2))]
+    assert events == [BlocksStored([1, 2], contents([7, 8, 9, 10], 2), None, root_name(2), size=2)]
     assert unreadable == 0
 
 
@@ -125,8 +125,8 @@ def test_both_forms_in_one_batch_are_read() -> None:
     array = ["BlockStored", [1], None, [7, 8], 2, None]
     assert decode(array, stored(), ["BlockRemoved", [1]]) == (
         [
-            BlocksStored([1], contents([7, 8], 2), None, root_name(2)),
-            BlocksStored([1], contents([7, 8], 2), None, root_name(2)),
+            BlocksStored([1], contents([7, 8], 2), None, root_name(2), size=2),
+            BlocksStored([1], contents([7, 8], 2), None, root_name(2), size=2),
             BlocksRemoved([1]),
         ],
         0,

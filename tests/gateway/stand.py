@@ -255,6 +255,7 @@ async def live_gateway(
     anonymous: bool = True,
     names: Mapping[str, str] | None = None,
     serves_as: str = "",
+    kind: str = "openai",
     api_key: str = "",
     tls: ssl.SSLContext | None = None,
     ready: bool = True,
@@ -275,7 +276,7 @@ async def live_gateway(
     engines = []
     for place, (url, adapter) in enumerate(zip(urls, adapters, strict=True)):
         adapter.healthy = ready
-        worker = Worker(f"w{place}", MODEL, url, serves_as=serves_as or MODEL)
+        worker = Worker(f"w{place}", MODEL, url, kind, serves_as=serves_as or MODEL)
         engines.append(Engine(worker, adapter, api_key))
     async with AsyncExitStack() as stack:
         for module, seconds in ((paceline.host, 0.02), (paceline.wire.server, 0.02)):

@@ -8,6 +8,13 @@ from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from paceline.domain.facts import ClientLeft, RequestArrived, WorkerAdded, WorkerReported
+from paceline.domain.kvevents import (
+    BlockEvent,
+    BlocksChanged,
+    BlocksRemoved,
+    BlocksStored,
+    BlocksUnknown,
+)
 from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Promise
 from paceline.domain.request import Request
@@ -100,3 +107,21 @@ def test_refusals_are_read_when_asked() -> None:
     metrics = metrics_of(refusals=lambda: refused)
     refused["acme"] = 3
     assert samples(metrics, "quota_refusals_total") == {("acme",): 3}
+
+
+def test_what_engines_tell_of_their_caches_is_counted() -> None:
+    kernel = Kernel()
+    told: list[BlockEvent] = [BlocksStored([1, 2], [10, 20]), BlocksRemoved([2, 99])]
+    for name in ("w", "silent"):
+        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
+    kernel.handle(BlocksUnknown("w", "its engine has started", whole=True), 0.0)
+    kernel.handle(BlocksChanged("w", told), 0.0)
+    metrics = metrics_of(kernel)
+    assert samples(metrics, "worker_known_blocks") == {("m", "w"): 1, ("m", "silent"): 0}
+    assert samples(metrics, "worker_cache_followed") == {("m", "w"): 1, ("m", "silent"): 0}
+    assert samples(metrics, "kv_events_total") == {("m",): 2}
+    assert samples(metrics, "kv_strangers_total") == {("m",): 1}
+    kernel.handle(BlocksChanged("w", [BlocksStored([5], [50], parent=4)], unreadable=1), 0.0)
+    assert samples(metrics, "kv_orphans_total") == {("m",): 1}
+    assert samples(metrics, "kv_events_total") == {("m",): 4}
+    assert samples(metrics, "worker_cache_followed")["m", "w"] == 0

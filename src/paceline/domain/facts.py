@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from paceline.domain.kvevents import BlocksChanged, BlocksUnknown
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 
@@ -156,5 +157,7 @@ Fact = (
     | WorkerRemoved
     | WorkerReported
     | PeerReported
+    | BlocksChanged
+    | BlocksUnknown
     | TimerFired
 )

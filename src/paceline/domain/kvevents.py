@@ -44,6 +44,8 @@ class BlocksStored(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     root: int = 0
     """Without a parent: the name before the first block (`root_name`)."""
     medium: Medium = Medium.GPU
+    size: int = 0
+    """Tokens in a block; 0: not told."""
 
 
 class BlocksRemoved(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):

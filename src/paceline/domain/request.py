@@ -7,6 +7,7 @@ from math import inf
 
 import msgspec
 
+from paceline.domain.kvevents import TokenBlocks
 from paceline.domain.promise import Promise
 
 BLOCK_BYTES = 256
@@ -29,6 +30,9 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     max_tokens: int | None = None
     blocks: tuple[int, ...] = ()
     """Hash chain over the prompt in `block_bytes` each: block i names all text up to its end."""
+    token_blocks: tuple[TokenBlocks, ...] = ()
+    """The same in the engines' own blocks, for each size of them: only where the tokens are known
+    and engines tell what they have cached."""
     streaming: bool = True
     seed: int = 0
     """Breaks ties; drawn by the host so that the kernel stays without chance."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 import xxhash
 from msgspec import UNSET, Raw, UnsetType
 
 from paceline.domain.errors import InvalidRequest
+from paceline.domain.kvevents import TokenBlocks, token_blocks
 from paceline.domain.request import BLOCK_BYTES
 from paceline.domain.worker import Worker
 from paceline.gateway.flavors import FLAVORS
@@ -17,6 +19,8 @@ from paceline.gateway.ports import Dialect
 
 MAX_BLOCKS = 1024
 """Longest prefix that is told apart: 256 KB of text."""
+MAX_TOKENS = 65_536
+"""Of a prompt of token ids, those that are looked at: what `MAX_BLOCKS` are in text."""
 IMAGE_BYTES = 3000
 """What an inlined image counts for as prompt text, about 750 tokens."""
 INLINE_DATA = b";base64,"
@@ -39,9 +43,11 @@ class Body(msgspec.Struct):
     messages: Raw = Raw(b"")
     prompt: Raw = Raw(b"")
     input: Raw = Raw(b"")
+    cache_salt: Any = None
 
 
 _decode = msgspec.json.Decoder(Body).decode
+_decode_ids = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, lt=2**32)]]).decode
 
 
 def read(body: bytes) -> Body:
@@ -92,6 +98,19 @@ def prefix_blocks(text: bytes) -> tuple[int, ...]:
         digest = xxhash.xxh3_64_intdigest(text[start : start + BLOCK_BYTES], digest)
         blocks.append(digest)
     return tuple(blocks)
+
+
+def exact_blocks(body: Body, sizes: Sequence[int]) -> tuple[TokenBlocks, ...]:
+    """A prompt of token ids in blocks of these sizes, of those that it fills at least one of.
+
+    None for a prompt of text: its tokens are the engine's to know.
+    """
+    try:
+        ids = _decode_ids(body.prompt)[:MAX_TOKENS]
+    except msgspec.MsgspecError:
+        return ()
+    salt = body.cache_salt if isinstance(body.cache_salt, str) else ""
+    return tuple(token_blocks(ids, size, salt=salt) for size in sizes if size <= len(ids))
 
 
 def multipart_model(body: bytes) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from paceline.domain.facts import Fact
@@ -54,6 +54,10 @@ class Host(Protocol):
 
     def tell(self, fact: Fact) -> None:
         """Hand a fact to the kernel and run its commands."""
+        ...
+
+    def block_sizes(self, model: str) -> Sequence[int]:
+        """In blocks of how many tokens prompts for a model are to be named, where known."""
         ...
 
     def link(self, worker_id: str) -> EngineLink: ...

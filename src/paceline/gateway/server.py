@@ -34,6 +34,7 @@ from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.intake import (
     Body,
+    exact_blocks,
     max_tokens,
     multipart_model,
     prefix_blocks,
@@ -121,6 +122,8 @@ class Gateway:
         model = self._model(http, body)
         text = prompt_text(body) if body is not None else b""
         size, tokens = prompt_size(text)
+        sizes = self._host.block_sizes(model) if tokens is not None else ()
+        blocks = exact_blocks(body, sizes) if body is not None and sizes else ()
         streaming = body is not None and bool(body.stream)
         request = Request(
             id=request_id,
@@ -137,6 +140,7 @@ class Gateway:
             prompt_tokens=tokens,
             max_tokens=max_tokens(body) if body is not None else None,
             blocks=prefix_blocks(text),
+            token_blocks=blocks,
             streaming=streaming,
             seed=int.from_bytes(self._random(4), "big"),
         )

@@ -32,13 +32,15 @@ FORGOTTEN_SHARE = 8
 class View:
     """What one cache holds, by what its engine told."""
 
-    __slots__ = ("copies", "media", "slot", "whole")
+    __slots__ = ("copies", "media", "size", "slot", "whole")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
         """Its bit among the holders."""
         self.whole = False
         """It has missed nothing: what is not here is not in the cache."""
+        self.size = 0
+        """Tokens in a block; 0: not told yet."""
         self.media: tuple[dict[int, int], ...] = tuple({} for _ in Medium)
         """The engine's hashes, oldest first, with the names of the blocks."""
         self.copies: dict[tuple[Medium, int], int] = {}
@@ -67,6 +69,8 @@ class BlockIndex:
         """Blocks told of that could not be named: of the text before them we never heard."""
         self.strangers = 0
         """Blocks removed that were not known."""
+        self.heard = 0
+        """Events, those that could not be understood included."""
 
     def begin(self, place: int, rank: int = 0, whole: bool = False) -> None:
         """Nothing is known of this cache any more. `whole`: because it is empty."""
@@ -90,6 +94,7 @@ class BlockIndex:
         if rank not in self._views.get(place, ()):
             self.begin(place, rank)
         view = self._views[place][rank]
+        self.heard += len(events) + unreadable
         for event in events:
             if isinstance(event, BlocksStored):
                 self._store(view, event)
@@ -108,6 +113,13 @@ class BlockIndex:
         """Is all that this worker caches known, so that no guess is needed?"""
         ranks = self._views.get(place, {})
         return bool(ranks) and all(view.whole for view in ranks.values())
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens in a block, where all that a worker caches is known: prompts in blocks of these
+        sizes can be looked up."""
+        followed = (ranks.values() for place, ranks in self._views.items() if self.follows(place))
+        return sorted({view.size for views in followed for view in views if view.size})
 
     def depths(self, names: Sequence[int], medium: Medium = Medium.GPU) -> dict[int, int]:
         """How many leading blocks each place has, in this medium or a faster one.
@@ -155,6 +167,7 @@ class BlockIndex:
         blocks, holders = view.media[event.medium], self._holders[event.medium]
         bit = 1 << view.slot
         before = len(blocks)
+        view.size = event.size or view.size
         for engine_hash, name in zip(event.hashes, self._names(view, event), strict=False):
             if name is None:
                 self.orphans += 1

@@ -30,6 +30,7 @@ from paceline.domain.facts import (
     WorkerRemoved,
     WorkerReported,
 )
+from paceline.domain.kvevents import BlocksChanged, BlocksUnknown
 from paceline.domain.request import Event
 from paceline.kernel.dispatcher import Bounds, Dispatcher
 from paceline.kernel.live import Live
@@ -91,6 +92,8 @@ class Kernel:
             WorkerRemoved: self._worker_removed,
             WorkerReported: self._worker_reported,
             PeerReported: self._peer_reported,
+            BlocksChanged: self._blocks_changed,
+            BlocksUnknown: self._blocks_unknown,
             TimerFired: self._timer,
         }
 
@@ -161,7 +164,8 @@ class Kernel:
             pool.lengths.learn(request.model, request.tenant, fact.output_tokens)
         if fact.prompt_tokens and request.prompt_tokens is None and request.prompt_bytes:
             pool.tokens_per_byte.learn(request.model, request.prompt_bytes, fact.prompt_tokens)
-        if fact.cached_tokens is not None and entry is not None:
+        guessed = not (request.token_blocks and pool.blocks.follows(worker.place))
+        if fact.cached_tokens is not None and entry is not None and guessed:
             worker.believed(entry.cached, fact.cached_tokens)
         if worker.failures:
             worker.recovered()
@@ -316,6 +320,20 @@ class Kernel:
             load = told.get(worker.worker.id)
             if worker.elsewhere.heard(fact.gateway, load, now - fact.age_s):
                 self._touch(worker)
+        return []
+
+    def _blocks_changed(self, fact: BlocksChanged, now: float) -> list[Command]:
+        worker = self.workers.get(fact.worker_id)
+        if worker is not None:
+            blocks = self.pools[worker.worker.model].blocks
+            blocks.change(worker.place, fact.events, fact.rank, fact.unreadable)
+        return []
+
+    def _blocks_unknown(self, fact: BlocksUnknown, now: float) -> list[Command]:
+        worker = self.workers.get(fact.worker_id)
+        if worker is not None:
+            blocks = self.pools[worker.worker.model].blocks
+            blocks.begin(worker.place, fact.rank, fact.whole)
         return []
 
     def _timer(self, fact: TimerFired, now: float) -> list[Command]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 
 import msgspec
 
 from paceline.domain.request import BLOCK_BYTES, Request
 from paceline.domain.worker import Worker
+from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.demand import Demand
 from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
 from paceline.kernel.worker import Accuracy, WorkerState
@@ -36,6 +37,9 @@ class Pool:
         self.turn = 0
         """Dispatches so far."""
         self.prefixes = PrefixIndex()
+        """Of all workers a guess, by what was sent to them."""
+        self.blocks = BlockIndex()
+        """Of those whose engines tell what they cache, what they told."""
         self.ttft = Accuracy(OUTCOME_RATE)
         self.itl = Accuracy(OUTCOME_RATE)
         """Of what step times alone would predict."""
@@ -66,6 +70,7 @@ class Pool:
         """A worker has left for good; its place may be taken by another."""
         if self.workers.pop(state.worker.id, None) is not None:
             self.prefixes.remove(state.place)
+            self.blocks.forget(state.place)
             self._free.append(state.place)
             self.regroup()
 
@@ -183,6 +188,12 @@ class Pool:
             output = max(output - produced, 0.25 * output)
         elif waited_s and promise.ttft_s < inf:
             promise = msgspec.structs.replace(promise, ttft_s=max(promise.ttft_s - waited_s, 0.0))
+        cached = {
+            place: min(depth * per_block, prompt - 1) * self._by_place[place].trust
+            for place, depth in held.items()
+        }
+        if request.token_blocks:
+            cached = self._known(request, prompt, cached)
         return Ask(
             request_id=request.id,
             promise=promise,
@@ -194,10 +205,7 @@ class Pool:
             output_left=self.lengths.left(
                 request.model, request.tenant, produced, request.max_tokens, own_share(self.turn)
             ),
-            cached={
-                place: min(depth * per_block, prompt - 1) * self._by_place[place].trust
-                for place, depth in held.items()
-            },
+            cached=cached,
             blocks_held=held,
             blocks=len(request.blocks),
             seed=request.seed,
@@ -205,6 +213,26 @@ class Pool:
             overdue=overdue,
             claims=self.demand.above(request, now),
         )
+
+    def _known(
+        self, request: Request, prompt: float, guessed: Mapping[int, float]
+    ) -> dict[int, float]:
+        """How much of a prompt is cached, by place: as told where all is told, and elsewhere the
+        more of what was told and what is guessed."""
+        found = {
+            place: tokens for place, tokens in guessed.items() if not self.blocks.follows(place)
+        }
+        for blocks in request.token_blocks:
+            for place, tokens in self.blocks.cached_tokens(blocks, int(prompt)).items():
+                found[place] = max(float(tokens), found.get(place, 0.0))
+        return found
+
+    def block_sizes(self, now: float) -> Sequence[int]:
+        """In blocks of how many tokens a prompt is to be named; none where that would not matter:
+        no engine tells what it caches, or there is nothing to choose."""
+        if not len(self.blocks) or len(self.usable(now)) < 2:
+            return ()
+        return self.blocks.sizes
 
     def prompt_tokens(self, request: Request) -> float:
         """Tokens of the prompt: told, or as many as such text has had."""

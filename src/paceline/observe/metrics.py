@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
 from paceline.kernel import Kernel
+from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.worker import WorkerState
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
@@ -108,6 +109,7 @@ class Metrics:
         self._series: dict[tuple[str, str, str, str, int], _Series] = {}
         registry.register(_Fleet(kernel, gaps, bounds))
         registry.register(_Waiting(kernel))
+        registry.register(_Blocks(kernel))
         registry.register(_Refusals(refusals))
 
     def shed(self, request: Request) -> None:
@@ -245,6 +247,26 @@ class _Waiting(Collector):
         yield family
 
 
+class _Blocks(Collector):
+    """What do engines tell of their KV caches, and how well is it understood?"""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text, value in BLOCK_GAUGES:
+            family = GaugeMetricFamily(f"paceline_worker_{name}", text, labels=("model", "worker"))
+            for model, pool in self._kernel.pools.items():
+                for state in pool.workers.values():
+                    family.add_metric((model, state.worker.id), value(pool.blocks, state.place))
+            yield family
+        for name, text, count in BLOCK_COUNTERS:
+            total = CounterMetricFamily(f"paceline_kv_{name}", text, labels=("model",))
+            for model, pool in self._kernel.pools.items():
+                total.add_metric((model,), count(pool.blocks))
+            yield total
+
+
 class _Refusals(Collector):
     """Who has asked for more than it may?"""
 
@@ -267,6 +289,22 @@ def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[st
         buckets.append(("+Inf" if bound is None else f"{bound:.6g}", float(total)))
     return buckets
 
+
+BLOCK_GAUGES: tuple[tuple[str, str, Callable[[BlockIndex, int], float]], ...] = (
+    ("known_blocks", "Blocks in its KV cache, as its engine tells.", BlockIndex.size),
+    ("cache_followed", "1 if its engine tells all that it caches.", BlockIndex.follows),
+)
+"""Gauges of each worker, by the index of blocks and the worker's place there."""
+BLOCK_COUNTERS: tuple[tuple[str, str, Callable[[BlockIndex], float]], ...] = (
+    ("events", "Events read of engines' KV caches.", lambda blocks: blocks.heard),
+    (
+        "orphans",
+        "Blocks told of after text that was never told: where they are cached, only a guess says.",
+        lambda blocks: blocks.orphans,
+    ),
+    ("strangers", "Blocks given up that were not known.", lambda blocks: blocks.strangers),
+)
+"""Counters of each model, by its index of blocks."""
 
 GAUGES: tuple[tuple[str, str, Callable[[WorkerState], float]], ...] = (
     ("healthy", "1 if the engine answers.", lambda w: float(bool(w.report and w.report.healthy))),

@@ -201,6 +201,7 @@ class Decoder:
             None if parent is None else short(parent),
             root_name(event.block_size, lora) if parent is None else 0,
             _medium(event),
+            event.block_size,
         )
 
 
