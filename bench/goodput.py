@@ -34,6 +34,9 @@ svg { background: #fff; font: 11px system-ui, sans-serif } text { fill: #5b6470 
 .line :is(circle, polygon) { fill: currentColor }
 """
 
+LINE = 12.0
+"""Height of a label."""
+
 Kept = dict[str, list[float]]
 
 
@@ -41,10 +44,13 @@ def picture(kept: Kept) -> str:
     """Goodput over load, one line a policy, as a picture that needs no page around it."""
     x = linear_axis("load, of what the fleet can do", 0.0, 1.2 * max(LOADS))
     y = linear_axis("requests/s that kept their promise", 0.0, 1.1 * max(map(max, kept.values())))
-    lines, names, looks = [], [], [LOOK]
+    lines, names, looks, taken = [], [], [LOOK], list[float]()
     for style, (name, ys) in enumerate(kept.items()):
         lines.append(Line(name, style, [Point(*at) for at in zip(LOADS, ys, strict=True)]))
         left, top = WIDE.x(x.place(LOADS[-1])) + 6, WIDE.y(y.place(ys[-1])) + 4
+        while any(abs(top - other) < LINE for other in taken):  # ends at the same place
+            top -= LINE
+        taken.append(top)
         names.append(tag("text", name, x=left, y=top, class_=f"n{style}"))
         looks.append(
             f".c{style} {{ color: {COLOURS[style]} }} .n{style} {{ fill: {COLOURS[style]} }}"
