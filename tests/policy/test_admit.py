@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import standings
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from standings import ASK
 
-from paceline.domain.promise import Promise
 from paceline.policy.admit import is_open
 from paceline.policy.headroom import forecast
-from paceline.policy.standing import Ask, Correction, Curve, InFlight, Standing
-from paceline.policy.steptime import StepTimeEstimator
+from paceline.policy.standing import Ask, Standing
 
-MODEL = StepTimeEstimator().model()
-BUDGET = 2048.0
-ASK = Ask(
-    request_id="r",
-    promise=Promise(),
-    margin=0.0,
-    weight=2.0,
-    prompt_tokens=500.0,
-    usual_tokens=500.0,
-    output_tokens=100.0,
-    output_left=100.0,
-    cached={},
-    blocks_held={},
-    blocks=0,
-    seed=0,
-    now=0.0,
-)
-
-
-def worker(streams: int = 10, ahead: float = 0.0, kv: float = 10_000.0) -> Standing:
-    """With a cache of 100,000 tokens."""
-    in_flight = InFlight(
-        streams=streams,
-        arriving=int(ahead > 0),
-        kv=kv,
-        kv_arriving=ahead,
-        ahead=ahead,
-        prefill_rate=0.0,
-        budget=BUDGET,
-        overhead_s=0.0,
-        kv_capacity=100_000.0,
-        last_step_at=0.0,
-    )
-    return Standing(MODEL, Curve(MODEL.theta), in_flight, {}, Correction(), Correction())
+worker = partial(standings.worker, kv_capacity=100_000.0)
 
 
 def may_go(there: Standing, ask: Ask = ASK, loss: float = 0.0, harm: float = 0.0) -> bool:

@@ -5,51 +5,23 @@ from __future__ import annotations
 from math import inf
 
 import pytest
+import standings
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from standings import ASK
 
-from paceline.domain.promise import Promise
 from paceline.policy.headroom import Forecast, forecast
 from paceline.policy.reserve import WITHIN, limits
-from paceline.policy.standing import Ask, Claim, Correction, Curve, InFlight, Standing
-from paceline.policy.steptime import StepTimeEstimator
+from paceline.policy.standing import Claim, Standing
 
-MODEL = StepTimeEstimator().model()
 PROMISE_S = 0.05
 CLAIM = Claim(itl_s=PROMISE_S, prompt_rate=2_000.0, output_rate=400.0, read_rate=400_000.0)
-ASK = Ask(
-    request_id="r",
-    promise=Promise(),
-    margin=0.0,
-    weight=1.0,
-    prompt_tokens=500.0,
-    usual_tokens=500.0,
-    output_tokens=100.0,
-    output_left=100.0,
-    cached={},
-    blocks_held={},
-    blocks=0,
-    seed=0,
-    now=0.0,
-    claims=[CLAIM],
-)
+CLAIMED = replace(ASK, claims=[CLAIM])
 
 
 def worker(streams: int) -> tuple[Standing, Forecast]:
-    in_flight = InFlight(
-        streams=streams,
-        arriving=0,
-        kv=1_000.0 * streams,
-        kv_arriving=0.0,
-        ahead=0.0,
-        prefill_rate=0.0,
-        budget=2048.0,
-        overhead_s=0.0,
-        kv_capacity=inf,
-        last_step_at=0.0,
-    )
-    there = Standing(MODEL, Curve(MODEL.theta), in_flight, {}, Correction(), Correction())
+    there = standings.worker(streams, kv=1_000.0 * streams)
     return there, forecast(there, ASK, 0.0)
 
 
@@ -69,7 +41,7 @@ def times(claim: Claim, factor: float) -> Claim:
 
 
 def test_who_has_nobody_above_may_go_anywhere() -> None:
-    assert limits(replace(ASK, claims=[]), [worker(3), worker(5)]) == [inf, inf]
+    assert limits(ASK, [worker(3), worker(5)]) == [inf, inf]
 
 
 def test_the_workers_that_are_fastest_now_are_kept() -> None:
@@ -77,7 +49,7 @@ def test_the_workers_that_are_fastest_now_are_kept() -> None:
 
 
 def test_others_may_come_as_long_as_they_leave_it_within_the_promise() -> None:
-    (allowed,) = limits(ASK, [worker(1)])
+    (allowed,) = limits(CLAIMED, [worker(1)])
     assert allowed == pytest.approx(WITHIN * PROMISE_S)
 
 

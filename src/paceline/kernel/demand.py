@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import exp, inf
 
 from paceline.domain.request import Request
+from paceline.kernel.ledger import class_of
 from paceline.kernel.rate import Rate
 from paceline.policy.standing import Ask, Claim
 
@@ -32,10 +33,10 @@ class Demand:
 
     def came(self, request: Request, ask: Ask, now: float) -> None:
         """A request is looked at for the first time."""
-        key = request.weight, float(f"{request.promise.itl_s:.2g}")
+        key = class_of(request)
         known = self._classes.get(key)
         if known is None:
-            if len(self._classes) >= MOST_CLASSES or key[1] == inf:
+            if len(self._classes) >= MOST_CLASSES or key[0] == inf:
                 return
             known = self._classes[key] = _Class(now)
         known.prompts.add(ask.prompt_tokens - max(ask.cached.values(), default=0.0), now)
@@ -45,7 +46,7 @@ class Demand:
     def above(self, request: Request, now: float) -> list[Claim]:
         """What those of more weight than a request ask for."""
         claims = []
-        for (weight, itl_s), known in self._classes.items():
+        for (itl_s, weight), known in self._classes.items():
             full = 1.0 - exp((known.since - now) / DEMAND_S)
             if weight > request.weight and full > LEAST_SHARE:
                 rates = (known.prompts, known.outputs, known.read)

@@ -11,6 +11,11 @@ from math import inf
 from paceline.domain.request import Request
 
 
+def class_of(request: Request) -> tuple[float, float]:
+    """Its ITL promise (seconds, to two digits: headers may ask for anything) and its weight."""
+    return float(f"{request.promise.itl_s:.2g}"), request.weight
+
+
 class Entry:
     """One request on one worker."""
 
@@ -91,8 +96,7 @@ class Ledger:
         self.arriving = 0.0
         """Context that those prompts will add to the KV cache."""
         self.promised: dict[tuple[float, float], int] = {}
-        """How many requests have each ITL promise and weight (seconds, to two digits: headers may
-        ask for anything, and decisions take time for each)."""
+        """How many requests are of each class: decisions take time for each."""
         self.due = 0.0
         """Context that all will have at their ends, as expected when they were sent."""
         self._blind: deque[Entry] = deque()
@@ -117,7 +121,7 @@ class Ledger:
         self.arriving += entry.prompt
         self.due += entry.prompt + entry.left
         request = entry.request
-        entry.promised = key = float(f"{request.promise.itl_s:.2g}"), request.weight
+        entry.promised = key = class_of(request)
         self.promised[key] = self.promised.get(key, 0) + 1
         if not entry.request.streaming:
             self._blind.append(entry)

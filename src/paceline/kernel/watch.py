@@ -21,7 +21,7 @@ from paceline.kernel.ledger import Entry
 from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
 from paceline.kernel.worker import WorkerState
-from paceline.policy.pressure import Stream, limit_tokens, relief
+from paceline.policy.pressure import Stream, relief
 
 LOOK_S = 0.25
 """How often workers are looked at while they have work."""
@@ -120,7 +120,7 @@ class Watch:
         outlook = pool.outlook(worker, now)
         if outlook is None:
             return []
-        limit = limit_tokens(worker.kv_capacity, worker.kv_trust)
+        limit = worker.kv_limit
         if outlook.bound <= limit or outlook.peak() <= limit:
             return []
         may = {

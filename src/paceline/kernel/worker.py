@@ -180,6 +180,11 @@ class WorkerState:
         capacity = self.report.kv_capacity_tokens if self.report is not None else None
         return float(capacity) if capacity else inf
 
+    @property
+    def kv_limit(self) -> float:
+        """Tokens that its streams may need; infinite if unknown."""
+        return limit_tokens(self.kv_capacity, self.kv_trust)
+
     def kv_is_scarce(self) -> bool:
         """May it run out, if no stream ended before all were at their longest?"""
         others = self.elsewhere.context + self.elsewhere.context_arriving
@@ -234,7 +239,7 @@ class WorkerState:
         model = self.timing.model()
         if model.theta is not self._theta:
             self._theta, self._curve = model.theta, Curve(model.theta)
-        others, capacity = self.elsewhere, self.kv_capacity
+        others = self.elsewhere
         in_flight = InFlight(
             streams=ledger.streams + others.streams,
             arriving=len(ledger.entries) - ledger.streams + others.arriving,
@@ -244,7 +249,7 @@ class WorkerState:
             prefill_rate=self.prefill_rate(now) + others.prefill_rate,
             budget=float(self.windows.budget),
             overhead_s=self.windows.overhead_s,
-            kv_capacity=capacity,
+            kv_capacity=self.kv_capacity,
             last_step_at=self.last_step_at,
         )
         return Standing(
@@ -256,5 +261,5 @@ class WorkerState:
             itl.correction,
             now,
             outlook,
-            limit_tokens(capacity, self.kv_trust),
+            self.kv_limit,
         )
