@@ -27,8 +27,6 @@ SPARE = 0.7
 so requests come in bunches (square-root staffing, Halfin and Whitt 1981)."""
 WITHIN = 0.9
 """Share of the promise that others may fill a reserved worker up to."""
-USUAL_STREAMS = 64.0
-"""Up to so many the cost of a stream is measured."""
 
 
 def limits(ask: Ask, forecasts: Sequence[tuple[Standing, Forecast]]) -> list[float]:
@@ -60,10 +58,9 @@ def _share(claim: Claim, worker: Standing, now: float) -> float:
     """How much of a claim one worker could meet by itself; 0 if it is too slow for its promise."""
     curve = worker.curve
     pace = worker.itl.factor * worker.slowdown(now)
-    least_s = pace * curve.at(1.0)
-    stream_s = (curve.at(USUAL_STREAMS) - curve.at(1.0)) / (USUAL_STREAMS - 1.0)
+    least_s = pace * curve.least_s
     busy = pace * (
-        stream_s * claim.output_rate
+        curve.stream_s * claim.output_rate
         + curve.kv_s * claim.read_rate
         + worker.token_s * claim.prompt_rate
     )

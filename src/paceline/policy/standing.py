@@ -17,6 +17,8 @@ PROBE = 512.0
 """Prompt tokens by which the cost of a prefill token is measured."""
 LEAST_ROOM = 64.0
 """Tokens of a step that prefill gets at least, however many streams decode."""
+USUAL_STREAMS = 64.0
+"""Up to so many the cost of a further stream is measured."""
 RELAX_S = 10.0
 """Half-life with which the slowdown of a worker that shows no steps is forgotten: only new work
 can show whether it still lasts."""
@@ -27,12 +29,16 @@ CAUTION = 0.3
 class Curve:
     """Step seconds over the tokens of a step, at normal speed and without context."""
 
-    __slots__ = ("_at_knots", "_slopes", "kv_s", "q_s")
+    __slots__ = ("_at_knots", "_slopes", "kv_s", "least_s", "q_s", "stream_s")
 
     def __init__(self, theta: tuple[float, ...]) -> None:
         base, *self._slopes, self.kv_s, self.q_s = theta
         rises = map(float.__mul__, self._slopes, WIDTHS)
         self._at_knots = list(accumulate(rises, initial=base))[:-1]
+        self.least_s = self.at(1.0)
+        """Of a lone stream's step."""
+        self.stream_s = (self.at(USUAL_STREAMS) - self.least_s) / (USUAL_STREAMS - 1.0)
+        """What a further stream adds, on average."""
 
     def at(self, tokens: float) -> float:
         """Seconds of a step of so many tokens."""
