@@ -31,6 +31,7 @@ Policy = Literal[
 ]
 Kind = Literal["vllm", "sglang", "trtllm", "llamacpp", "openai"]
 Role = Literal["both", "prefill", "decode"]
+Transfer = Literal["nixl", "mooncake", "sglang", "trtllm"]
 Overload = Literal["queue", "shed", "degrade"]
 
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -70,6 +71,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The key that the engine wants to see as `Authorization: Bearer`."""
     prefill_budget: Count | None = None
     """Tokens that one step of the engine may hold, 1 or more; left out: learned."""
+    transfer: Transfer | None = None
+    """How its KV cache is handed over to another worker: nixl or mooncake (vLLM), sglang or trtllm.
+    Needed where `role` is prefill or decode; with both, such a worker may serve as either."""
+    lease_s: Seconds = 20.0
+    """How long a prompt that was prefilled to be handed over is surely kept, seconds above 0: less
+    than after what the engine gives it up (vLLM: 30 seconds). Fetched later, it would be garbage;
+    so it is prefilled again."""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -313,6 +321,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 cost_per_hour=worker.cost_per_hour,
                 serves_as=worker.served_model or "",
                 prefill_budget=worker.prefill_budget or 0,
+                transfer=worker.transfer or "",
+                lease_s=worker.lease_s,
             )
             for model in self.models
             for worker in model.workers

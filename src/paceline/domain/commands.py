@@ -33,6 +33,23 @@ class Dispatch(msgspec.Struct, frozen=True, tag=True):
     attempt: int = 1
     produced: int = 0
     """Tokens that the client has already: the answer goes on after them."""
+    prefilled_at: str = ""
+    """The worker from which it takes the prompt's KV cache; empty: it prefills the prompt itself."""
+
+
+class Prefill(msgspec.Struct, frozen=True, tag=True):
+    """Have a worker prefill the prompt for another one, which writes the answer.
+
+    Answered by the fact `Prefilled`, or by `DispatchFailed` of this worker. Where both work on it
+    at once (`Worker.transfer` sglang) the `Dispatch` to the other follows immediately.
+    """
+
+    request_id: str
+    worker_id: str
+    because: str
+    predicted: Prediction | None = None
+    """Of the whole way, transfer included."""
+    attempt: int = 1
 
 
 class Hold(msgspec.Struct, frozen=True, tag=True):
@@ -88,4 +105,4 @@ class Degrade(msgspec.Struct, frozen=True, tag=True):
     because: str
 
 
-Command = Dispatch | Hold | Shed | Fail | Pause | Move | Degrade
+Command = Dispatch | Prefill | Hold | Shed | Fail | Pause | Move | Degrade

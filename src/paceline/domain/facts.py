@@ -60,6 +60,17 @@ class StreamEnded(msgspec.Struct, frozen=True, tag=True):
     cached_tokens: int | None = None
 
 
+class Prefilled(msgspec.Struct, frozen=True, tag=True):
+    """A worker has prefilled a prompt for another one, and holds it until it is fetched."""
+
+    request_id: str
+    worker_id: str
+    at: float
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    """The engine's own counts, where it gave them."""
+
+
 class DispatchFailed(msgspec.Struct, frozen=True, tag=True):
     """A request met trouble on its worker before its first token."""
 
@@ -149,6 +160,7 @@ Fact = (
     | FirstTokenSeen
     | StepsSeen
     | StreamEnded
+    | Prefilled
     | DispatchFailed
     | StreamBroke
     | StreamStopped

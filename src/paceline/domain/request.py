@@ -53,6 +53,8 @@ class State(Enum):
     """Where a request stands."""
 
     QUEUED = "queued"
+    HANDED = "handed"
+    """A worker prefills its prompt, for another one to write the answer."""
     PREFILLING = "prefilling"
     """Sent to a worker; no token yet."""
     DECODING = "decoding"
@@ -69,6 +71,10 @@ class State(Enum):
 class Event(Enum):
     """What moves a request from one state to the next."""
 
+    PREFILL = "prefill"
+    """Its prompt was sent to a worker that prefills it for another one."""
+    PREFILLED = "prefilled"
+    """That is done: it can be sent to the other one."""
     DISPATCHED = "dispatched"
     FIRST_TOKEN = "first token"  # noqa: S105
     ENDED = "ended"
@@ -84,8 +90,16 @@ class Event(Enum):
 LIFECYCLE: dict[State, dict[Event, State]] = {
     State.QUEUED: {
         Event.DISPATCHED: State.PREFILLING,
+        Event.PREFILL: State.HANDED,
         Event.GAVE_UP: State.FAILED,
         Event.SHED: State.SHED,
+        Event.CLIENT_LEFT: State.LEFT,
+    },
+    State.HANDED: {
+        Event.PREFILLED: State.QUEUED,
+        Event.DISPATCHED: State.PREFILLING,
+        Event.DISPATCH_FAILED: State.QUEUED,
+        Event.STOPPED: State.QUEUED,
         Event.CLIENT_LEFT: State.LEFT,
     },
     State.PREFILLING: {

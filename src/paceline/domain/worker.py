@@ -22,6 +22,26 @@ class Worker(msgspec.Struct, frozen=True):
     """The model's name at the engine, where it differs from `model`."""
     prefill_budget: int = 0
     """Tokens that a step may hold (chunked prefill), if told; 0: learn it."""
+    transfer: str = ""
+    """How its KV cache is handed over: nixl, mooncake, sglang or trtllm; empty: it cannot be.
+    Workers of one model with the same one can share a request."""
+    lease_s: float = 20.0
+    """How long a prompt that was prefilled to be handed over is sure to be kept."""
+
+    @property
+    def prefills(self) -> bool:
+        """May it prefill a prompt for another worker?"""
+        return bool(self.transfer) and self.role != "decode"
+
+    @property
+    def answers(self) -> bool:
+        """May it write answers, whoever has prefilled the prompt?"""
+        return self.role != "prefill"
+
+    def takes_from(self, other: Worker) -> bool:
+        """Can it go on with a prompt that another worker has prefilled?"""
+        alike = bool(self.transfer) and self.transfer == other.transfer
+        return alike and self.answers and other.prefills and self.id != other.id
 
 
 class WorkerReport(msgspec.Struct, frozen=True):
