@@ -36,8 +36,8 @@ FULL = (
     Scenario(name="1k req/s, 64 workers", streams=32, requests=1000, workers=64),
 )
 MANY_STREAMS = (
-    Scenario(name="1,000 streams", streams=1000, rate=2, tokens=16, warm_s=2),
-    Scenario(name="4,000 streams", streams=4000, rate=2, tokens=16, warm_s=4),
+    Scenario(name="1,000 streams", streams=1000, rate=2, tokens=16, warm_s=8),
+    Scenario(name="4,000 streams", streams=4000, rate=2, tokens=16, warm_s=8),
 )
 QUICK = (FULL[0], FULL[-1], MANY_STREAMS[0])
 

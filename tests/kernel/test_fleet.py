@@ -80,6 +80,13 @@ def test_headroom_keeps_more_promises_than_counting_requests_when_a_worker_is_th
     assert kept["headroom"] > kept["least-requests"] > kept["round-robin"]
 
 
+def test_a_promise_that_no_worker_can_keep_keeps_nobody_waiting() -> None:
+    plan = replace(scenario(20, 20, fast=2), tiers={"t": SimTier(ttft_s=0.5, itl_s=0.002)})
+    seen = [s for s in played(plan).seen if s.at_s > 10.0]
+    assert not any(s.kept for s in seen)
+    assert sum(s.ttft_s < 0.5 for s in seen) > 0.9 * len(seen)
+
+
 def test_unequal_workers_get_work_by_what_they_can_do() -> None:
     stage = played(scenario(30, 20, fast=2, slow=1), seed=5)
     by_worker = Counter(s.worker for s in stage.seen)

@@ -28,7 +28,11 @@ ASK = Ask(
 
 
 def worker(
-    streams: int = 10, ahead: float = 0.0, kv: float = 10_000.0, kv_capacity: float = inf
+    streams: int = 10,
+    ahead: float = 0.0,
+    kv: float = 10_000.0,
+    kv_capacity: float = inf,
+    delay_s: float = 0.0,
 ) -> Standing:
     """With prompts before it of so many tokens, and streams that hold so many."""
     in_flight = InFlight(
@@ -42,5 +46,7 @@ def worker(
         overhead_s=0.0,
         kv_capacity=kv_capacity,
         last_step_at=0.0,
+        through_rate=10_000.0,
+        delay_s=delay_s,
     )
     return Standing(MODEL, Curve(MODEL.theta), in_flight, {})

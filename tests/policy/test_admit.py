@@ -34,6 +34,11 @@ def test_a_worker_has_no_more_prefill_before_it_than_fills_a_step(
     assert may_go(worker(ahead=ahead)) is open_
 
 
+@pytest.mark.parametrize(("delay_s", "open_"), [(0.0, False), (0.03, False), (0.3, True)])
+def test_a_worker_far_away_may_have_more_before_it(delay_s: float, open_: bool) -> None:
+    assert may_go(worker(ahead=2100.0, delay_s=delay_s)) is open_
+
+
 @pytest.mark.parametrize(("kv", "open_"), [(90_000.0, True), (94_800.0, False)])
 def test_nobody_goes_where_the_kv_cache_would_be_full(kv: float, open_: bool) -> None:
     assert may_go(worker(kv=kv)) is open_

@@ -20,6 +20,7 @@ class Entry:
     """One request on one worker."""
 
     __slots__ = (
+        "ahead",
         "cached",
         "deadline",
         "decoding",
@@ -52,6 +53,8 @@ class Entry:
         self.cached = cached
         self.uncached = max(prompt - cached, 1.0)
         self.sent_at = sent_at
+        self.ahead = 0.0
+        """Prompt tokens of others that were still to be prefilled then."""
         self.deadline = deadline
         """Until when its first token must come."""
         self.promised: tuple[float, float] | None = None
@@ -117,6 +120,7 @@ class Ledger:
     def sent(self, entry: Entry) -> None:
         """A request went to the worker."""
         self.entries[entry.request.id] = entry
+        entry.ahead = self.ahead
         self.ahead += entry.uncached
         self.arriving += entry.prompt
         self.due += entry.prompt + entry.left

@@ -9,6 +9,7 @@ from paceline.domain.facts import PeerLoad, Step
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel.elsewhere import Elsewhere
 from paceline.kernel.ledger import Entry, Ledger
+from paceline.kernel.pipe import Pipe
 from paceline.kernel.rate import Rate
 from paceline.policy.pressure import Outlook, limit_tokens, trust_after
 from paceline.policy.standing import Correction, Curve, InFlight, Standing
@@ -25,6 +26,8 @@ SCARCE = 0.6
 """Share of the KV cache from which on it is worth a forecast."""
 CALIBRATED = 20
 """Outcomes after which predictions are corrected by them."""
+WELL_KNOWN = 512
+"""Steps after which it is known what a lone stream would get."""
 MOST_BIAS = 0.5
 """Predictions are corrected by a factor of e to this at most."""
 LEAST_SPREAD = 0.05
@@ -104,6 +107,7 @@ class WorkerState:
         """Times that the engine threw a stream out of its KV cache: a failure of ours."""
         self.ttft = Accuracy()
         self.itl = Accuracy()
+        self.pipe = Pipe()
         self._theta = self.timing.model().theta
         self._curve = Curve(self._theta)
         self._prefill_rates = [Rate(seconds) for seconds in PREFILL_RATES_S]
@@ -139,6 +143,7 @@ class WorkerState:
             self.ledger.release(entry)
         for rate in self._prefill_rates:
             rate.add(entry.uncached, at)
+        self.pipe.through(entry.uncached, entry.ahead, at - entry.sent_at)
         self.last_step_at = max(self.last_step_at, at)
 
     def prefill_rate(self, now: float) -> float:
@@ -222,6 +227,19 @@ class WorkerState:
             self.prefill_rate(now),
         )
 
+    def _protected(self, factor: float) -> dict[tuple[float, float], int]:
+        """The promises to residents that can be kept here at all.
+
+        What not even a lone stream would get is lost whatever is done: it shall shut nobody out.
+        """
+        promised = self.ledger.promised
+        if self.timing.samples < WELL_KNOWN:
+            return promised
+        lone_s = factor * self._curve.least_s
+        if all(itl_s > lone_s for itl_s, _ in promised):
+            return promised
+        return {each: n for each, n in promised.items() if each[0] > lone_s}
+
     def differs(self, standing: Standing) -> bool:
         """Have steps alone moved the worker away from a standing, by more than does not matter?"""
         return (
@@ -251,12 +269,14 @@ class WorkerState:
             overhead_s=self.windows.overhead_s,
             kv_capacity=self.kv_capacity,
             last_step_at=self.last_step_at,
+            through_rate=self.pipe.rate,
+            delay_s=self.pipe.delay_s,
         )
         return Standing(
             model,
             self._curve,
             in_flight,
-            ledger.promised,
+            self._protected(itl.correction.factor),
             ttft.correction,
             itl.correction,
             now,

@@ -3,7 +3,8 @@
 What waits here can still be overtaken, and goes where there is room first; what waits in an engine
 cannot. So a request waits while no worker is open to it. A worker is open if
 
-- its prefill keeps it busy for no more than a step beyond the one under way,
+- its prefill keeps it busy for no more than a step beyond the one under way (of a worker that is
+  far away, or a fleet of its own: more is under way),
 - there is room in its KV cache, and
 - the harm to its residents is no more than the request is worth: its weight times the chance that
   its own promise is kept there.
@@ -24,6 +25,8 @@ from paceline.policy.standing import Ask, Standing
 
 STEPS_AHEAD = 1.0
 """Full steps of prefill that an engine may have before it, besides this request's own."""
+FULL_PIPE = 4.0
+"""Or times what is on its way there and back: so a worker shows that it can take more."""
 FREE_HARM = 0.02
 """Broken promises, in units of a request's weight, that are too few to wait for."""
 
@@ -32,7 +35,9 @@ def is_open(worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float
     """May the request go to this worker now?"""
     if not worker.everyone:
         return True
-    if worker.ahead > STEPS_AHEAD * worker.room or seen.kv_left < 0.0:
+    if worker.ahead > max(STEPS_AHEAD * worker.room, FULL_PIPE * worker.pipe):
+        return False
+    if seen.kv_left < 0.0:
         return False
     worth = 1.0 if ask.overdue else 1.0 - loss + FREE_HARM
     return harm <= ask.weight * worth

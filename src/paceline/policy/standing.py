@@ -90,6 +90,10 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
     """Tokens; infinite if unknown."""
     last_step_at: float
     """When the last step was seen, or work was sent to the idle worker."""
+    through_rate: float = 0.0
+    """Prompt tokens a second that prompts came through with, each with those before it."""
+    delay_s: float = 0.0
+    """What a lone prompt takes beyond being prefilled, waiting for the step under way included."""
 
 
 class Standing:
@@ -114,6 +118,7 @@ class Standing:
         "made_at",
         "outlook",
         "overhead_s",
+        "pipe",
         "prefill_rate",
         "promised",
         "room",
@@ -151,18 +156,21 @@ class Standing:
         self.prefill_rate = in_flight.prefill_rate
         self.overhead_s = in_flight.overhead_s
         self.last_step_at = in_flight.last_step_at
-        self.promised = tuple((itl_s, weight, n) for (itl_s, weight), n in promised.items())
-        """ITL promises of its requests, with the weight and number of those that have each."""
         self.gain = model.slowdown
         self.ttft, self.itl = ttft, itl
         """What predictions are corrected by."""
         self.curve = curve
+        self.promised = tuple((itl_s, weight, n) for (itl_s, weight), n in promised.items())
+        """ITL promises of its requests, with the weight and number of those that have each."""
         # Seconds of steps at normal speed.
         self.kv_decode_s = kv_s = curve.kv_s * in_flight.kv
         self.decode_s = curve.at(streams) + kv_s
         probe_s = curve.at(streams + PROBE) + kv_s + curve.q_s * (0.5 * PROBE * PROBE)
         self.token_s = (probe_s - self.decode_s) / PROBE
         self.full_s = curve.at(streams + self.room) + kv_s
+        far_s = max(in_flight.delay_s - self.gain * self.full_s, 0.0)
+        self.pipe = in_flight.through_rate * far_s
+        """Prompt tokens on their way there and back, if that takes longer than a full step."""
         kv_all_s = curve.kv_s * self.kv_all
         self.before_s = curve.at(everyone) + kv_all_s
         """Everyone decoding, as it is."""
