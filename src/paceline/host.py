@@ -122,9 +122,12 @@ class LiveHost:
 
     # The gateway's port.
 
-    def open(self, exchange: Exchange) -> None:
+    def track(self, exchange: Exchange) -> None:
         self.exchanges[exchange.request.id] = exchange
-        self.tell(RequestArrived(exchange.request))
+
+    def open(self, exchange: Exchange, waited_s: float = 0.0) -> None:
+        self.track(exchange)
+        self.tell(RequestArrived(exchange.request, waited_s))
 
     def knows(self, request_id: str) -> bool:
         return request_id in self.exchanges

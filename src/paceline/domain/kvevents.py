@@ -91,6 +91,14 @@ class TokenBlocks(msgspec.Struct, frozen=True, omit_defaults=True):
     names: Sequence[int]
 
 
+class PromptTokens(msgspec.Struct, frozen=True):
+    """What is known of a prompt once it is tokenised."""
+
+    count: int
+    blocks: tuple[TokenBlocks, ...]
+    """Named in blocks of several sizes, of those that it fills at least one of."""
+
+
 # Names.
 
 

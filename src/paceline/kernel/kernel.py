@@ -120,7 +120,7 @@ class Kernel:
     def _arrived(self, fact: RequestArrived, now: float) -> list[Command]:
         if fact.request.id in self.requests:
             return []
-        live = Live(fact.request, now)
+        live = Live(fact.request, now - fact.waited_s)
         self.requests[fact.request.id] = live
         self._watch.begin(now)
         return self._dispatcher.arrived(live, now)
