@@ -172,6 +172,34 @@ def test_a_prompt_is_to_be_named_only_where_that_can_change_a_decision() -> None
     assert fleet.sizes == []  # nobody is known whole
 
 
+def test_what_was_just_sent_will_be_cached_before_whoever_comes_after_it() -> None:
+    fleet = Fleet()
+    fleet.tell(empty("w0"), empty("w1"), empty("w2"), stored("w0", [9] * SIZE))
+    first = fleet.sent(named("r"))
+    assert fleet.cached(named("s")) == {int(first[1:]): len(TEXT) - SIZE}
+    assert fleet.cached(named("s", TEXT[: 4 * SIZE] + [9] * SIZE)) == {int(first[1:]): 4 * SIZE}
+    assert fleet.cached(named("s", [8] * SIZE + TEXT)) == {}
+
+
+def test_a_dispatch_of_which_its_engine_never_tells_is_not_counted_for_long() -> None:
+    fleet = Fleet(2)
+    fleet.tell(empty("w0"), empty("w1"), stored("w0", [9] * SIZE))
+    fleet.sent(named("r"))
+    fleet.now += 1.0
+    assert fleet.cached(named("s"))
+    fleet.now += 4.0
+    assert fleet.cached(named("s")) == {}
+
+
+def test_what_was_sent_to_an_engine_that_has_lost_its_cache_is_not_counted() -> None:
+    for news in (BlocksUnknown("w0", "events are lost"), BlocksChanged("w0", [BlocksCleared()])):
+        fleet = Fleet(1)
+        fleet.tell(empty("w0"), stored("w0", [9] * SIZE))
+        fleet.sent(request("r", token_blocks(TEXT, SIZE)))
+        fleet.tell(news, empty("w0"))
+        assert fleet.cached(named("s")) == {}
+
+
 def test_a_worker_that_has_left_has_nothing_and_its_place_is_free_for_another() -> None:
     fleet = Fleet(2)
     fleet.tell(empty("w0"), stored("w0"), Removed("w0"))

@@ -90,6 +90,11 @@ class TokenBlocks(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens in a block."""
     names: Sequence[int]
 
+    def reusable(self, prompt_tokens: int) -> Sequence[int]:
+        """Those that a cache can serve: engines compute at least the last token, and only whole
+        blocks are shared (vLLM's `get_computed_blocks`)."""
+        return self.names[: max(prompt_tokens - 1, 0) // self.size]
+
 
 class PromptTokens(msgspec.Struct, frozen=True):
     """What is known of a prompt once it is tokenised."""

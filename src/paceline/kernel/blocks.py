@@ -141,13 +141,9 @@ class BlockIndex:
     def cached_tokens(
         self, blocks: TokenBlocks, prompt_tokens: int, medium: Medium = Medium.GPU
     ) -> dict[int, int]:
-        """How many tokens of a prompt need no prefill, by place.
-
-        Engines compute at least the last token, and only whole blocks are shared (vLLM's
-        `get_computed_blocks`).
-        """
-        names = blocks.names[: max(prompt_tokens - 1, 0) // blocks.size]
-        return {place: n * blocks.size for place, n in self.depths(names, medium).items()}
+        """How many tokens of a prompt need no prefill, by place."""
+        found = self.depths(blocks.reusable(prompt_tokens), medium)
+        return {place: depth * blocks.size for place, depth in found.items()}
 
     def held(self, place: int, medium: Medium = Medium.GPU, rank: int = 0) -> Mapping[int, int]:
         """The engine's hashes of the blocks that a cache holds there, with their names."""
