@@ -7,6 +7,7 @@ import threading
 from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from paceline.kernel import Settings
 from paceline.tokens import Prompts
 from paceline.tokens.service import MISTAKES, MOST_WAITING
 from paceline.tokens.template import ChatTemplate
-from stand import CHAT, Stand, live_gateway, on_loop, post, until
+from stand import Stand, live_gateway, on_loop, post, until
 
 BLOCK = 16
 COMPLETIONS = "/v1/completions"
@@ -79,7 +80,7 @@ async def fleet(
                 index = stand.host.kernel.pools["m"].blocks
                 await until(lambda: all(index.follows(place) for place in range(count)))
                 for url in urls:  # something is cached: from now on prompts are worth naming
-                    await told(stand, lambda url=url: warm(url))
+                    await told(stand, partial(warm, url))
             yield stand
 
 
@@ -134,7 +135,7 @@ async def test_completions_of_text_are_known_too_and_a_salt_keeps_caches_apart()
     async with fleet(Emulated()) as stand:
         for i, salt in enumerate((None, None, "a", "a")):
             body = {"prompt": LONG + str(i) * 80, "max_tokens": 2, "cache_salt": salt}
-            await told(stand, lambda body=body: stand.ask(body, COMPLETIONS))
+            await told(stand, partial(stand.ask, body, COMPLETIONS))
         predicted, cached = zip(*known(stand), strict=True)
         assert predicted == cached
         assert [n > 0 for n in cached] == [False, True, False, True]
@@ -142,9 +143,9 @@ async def test_completions_of_text_are_known_too_and_a_salt_keeps_caches_apart()
 
 @on_loop
 async def test_nothing_is_tokenised_where_it_changes_no_decision() -> None:
-    for options in ({"count": 1}, {"publishes": False}):
+    for count, publishes in ((1, True), (2, False)):
         tokenizer = Emulated()
-        async with fleet(tokenizer, **options) as stand:  # type: ignore[arg-type]
+        async with fleet(tokenizer, count, publishes) as stand:
             assert (await stand.ask({"messages": [SYSTEM]})).status == 200
         assert tokenizer.asked == 0
     tokenizer = Emulated()

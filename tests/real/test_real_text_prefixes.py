@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -37,7 +36,7 @@ pytestmark = [
 
 BLOCK = 32
 TURNS = 8
-WORDS = "the gateway keeps what it has promised, até à 9 часов 🚴 or\n\n  later\tthan that".split(" ")
+WORDS = [*"the gateway keeps what it has promised até à 9 часов 🚴".split(), "or\n\n", "", "a\tb"]
 PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -160,7 +159,7 @@ def test_what_is_cached_of_growing_chats_is_known_before_each_turn(engines: list
         fields: dict[str, Any] = {"cache_salt": "pepper"} if talk[0]["content"][0] == "t" else {}
         reply = await stand.ask({"messages": talk, "max_tokens": 30, "ignore_eos": True, **fields})
         assert reply.status == 200, reply.body
-        talk.append({"role": "assistant", "content": reply.json["choices"][0]["message"]["content"]})
+        talk.append(reply.json["choices"][0]["message"])
 
     agrees(engines, turn)
 
@@ -246,8 +245,3 @@ def tokenized(engine: Engine, ask: dict[str, Any]) -> list[int]:
 
 def words(rng: random.Random, count: int) -> str:
     return " ".join(rng.choices(WORDS, k=count))
-
-
-def test_the_folder_is_read_as_the_engine_reads_it() -> None:
-    assert Path(tiny_hf() / "tokenizer.json").exists()
-    assert Tokenizer(tiny_hf()).template is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from paceline.domain.facts import Fact
-from paceline.domain.kvevents import PromptTokens
+from paceline.domain.kvevents import BlockForm, PromptTokens
 
 if TYPE_CHECKING:
     from paceline.gateway.exchange import Exchange
@@ -55,11 +55,11 @@ class Prompts(Protocol):
         model: str,
         path: str,
         body: bytes,
-        sizes: Sequence[int],
+        forms: Sequence[BlockForm],
         patience_s: float,
         tell: Callable[[PromptTokens | None], None],
     ) -> bool:
-        """Tell the prompt's tokens, in blocks of these sizes, within so many seconds; None if they
+        """Tell the prompt's tokens, in blocks of these forms, within so many seconds; None if they
         are not known by then. False: nothing will be told."""
         ...
 
@@ -83,8 +83,8 @@ class Host(Protocol):
         """Hand a fact to the kernel and run its commands."""
         ...
 
-    def block_sizes(self, model: str) -> Sequence[int]:
-        """In blocks of how many tokens prompts for a model are to be named, where known."""
+    def block_forms(self, model: str) -> Sequence[BlockForm]:
+        """In what blocks prompts for a model are to be named; none where nobody would ask."""
         ...
 
     def link(self, worker_id: str) -> EngineLink: ...

@@ -136,8 +136,8 @@ class Gateway:
         model = self._model(http, body)
         text = prompt_text(body) if body is not None else b""
         size, tokens = prompt_size(text)
-        sizes = self._host.block_sizes(model) if tokens is not None else ()
-        blocks = exact_blocks(body, sizes) if body is not None and sizes else ()
+        forms = self._host.block_forms(model) if tokens is not None else ()
+        blocks = exact_blocks(body, forms) if body is not None and forms else ()
         streaming = body is not None and bool(body.stream)
         request = Request(
             id=request_id,
@@ -174,7 +174,7 @@ class Gateway:
             return False
         if not prompts.reads(request.model, http.path, len(http.body)):
             return False
-        sizes = host.block_sizes(request.model)
+        forms = host.block_forms(request.model)
 
         def told(tokens: PromptTokens | None) -> None:
             if exchange.done_at:
@@ -191,8 +191,8 @@ class Gateway:
             MOST_WAIT_S,
             MOST_WAIT_SHARE * request.promise.ttft_s,
         )
-        waits = bool(sizes) and prompts.read(
-            request.id, request.model, http.path, http.body, sizes, patience_s, told
+        waits = bool(forms) and prompts.read(
+            request.id, request.model, http.path, http.body, forms, patience_s, told
         )
         if waits:
             host.track(exchange)

@@ -7,6 +7,7 @@ from math import inf
 
 import msgspec
 
+from paceline.domain.kvevents import BlockForm
 from paceline.domain.request import BLOCK_BYTES, Request
 from paceline.domain.worker import Worker
 from paceline.kernel.blocks import BlockIndex
@@ -233,12 +234,12 @@ class Pool:
                     found[place] = max(float(tokens), found.get(place, 0.0))
         return found
 
-    def block_sizes(self, now: float) -> Sequence[int]:
-        """In blocks of how many tokens a prompt is to be named; none where that would not matter:
-        no engine tells what it caches, or there is nothing to choose."""
+    def block_forms(self, now: float) -> Sequence[BlockForm]:
+        """In what blocks a prompt is to be named; none where that would not matter: no engine tells
+        what it caches, or there is nothing to choose."""
         if not len(self.blocks) or len(self.usable(now)) < 2:
             return ()
-        return self.blocks.sizes
+        return self.blocks.forms(lambda place: self._by_place[place].worker.name_there)
 
     def prompt_tokens(self, request: Request) -> float:
         """Tokens of the prompt: told, or as many as such text has had."""

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import structlog
 
-from paceline.domain.kvevents import PromptTokens, token_blocks
+from paceline.domain.kvevents import BlockForm, PromptTokens, named_blocks
 from paceline.domain.outcome import Outcome
 from paceline.tokens.chat import PATHS, Unreadable, text_of
 from paceline.tokens.template import ChatTemplate
@@ -97,17 +97,17 @@ class Prompts:
         model: str,
         path: str,
         body: bytes,
-        sizes: Sequence[int],
+        forms: Sequence[BlockForm],
         patience_s: float,
         tell: Tell,
     ) -> bool:
-        """Tell the prompt's tokens, in blocks of these sizes, within so many seconds; None if they
+        """Tell the prompt's tokens, in blocks of these forms, within so many seconds; None if they
         are not known by then. False: there is no room for it, and nothing will be told."""
         if self._waiting >= MOST_WAITING:
             return False
         self._waiting += 1
         loop = asyncio.get_running_loop()
-        work = self._threads.submit(_read, self._tokenizers[model], path, body, sizes)
+        work = self._threads.submit(_read, self._tokenizers[model], path, body, forms)
         reading = _Reading(work, tell)
         self._under_way[request_id] = (model, path), reading
         reading.late = loop.call_later(patience_s, reading.give_up)
@@ -162,7 +162,7 @@ def load(folders: Mapping[str, str]) -> dict[str, Tokenizes]:
 
 
 def _read(
-    tokenizer: Tokenizes, path: str, body: bytes, sizes: Sequence[int]
+    tokenizer: Tokenizes, path: str, body: bytes, forms: Sequence[BlockForm]
 ) -> PromptTokens | None:
     """In a thread. None where what the engine will see cannot be known."""
     try:
@@ -173,6 +173,4 @@ def _read(
     except Exception:
         log.exception("a prompt could not be tokenised")
         return None
-    named = ids[:MOST_TOKENS]
-    fits = [size for size in sizes if size <= len(named)]
-    return PromptTokens(len(ids), tuple(token_blocks(named, size, salt=text.salt) for size in fits))
+    return PromptTokens(len(ids), named_blocks(ids[:MOST_TOKENS], forms, text.salt))

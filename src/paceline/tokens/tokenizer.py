@@ -119,7 +119,8 @@ def _cuts(tokenizer: _Tokenizer) -> re.Pattern[str] | None:
     special = [
         token.content
         for token in tokenizer.get_added_tokens_decoder().values()
-        if token.special and not (token.lstrip or token.rstrip or token.single_word)
+        if token.special
+        and not (token.lstrip or token.rstrip or token.single_word or token.normalized)
     ]
     if not special:
         return None
