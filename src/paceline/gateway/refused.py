@@ -6,12 +6,11 @@ FastAPI has `detail`, llama.cpp and whatever stands before an engine answer in p
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
-from paceline.wire.http1 import ResponseHead
+from paceline.wire.http1 import REASONS, ResponseHead
 
 MOST_WORDS = 2000
 """Letters of a message in an unknown form: an HTML page may be long."""
@@ -28,7 +27,7 @@ def in_openai_shape(head: ResponseHead, body: bytes) -> bytes:
     if isinstance(said, dict) and isinstance(said.get("error"), dict):
         return body
     error = {
-        "message": _message(said)[:MOST_WORDS] or HTTPStatus(head.status).phrase,
+        "message": _message(said)[:MOST_WORDS] or REASONS.get(head.status, b"Unknown").decode(),
         "type": _text(said, "type", "error_type")
         or ("invalid_request_error" if head.status < 500 else "server_error"),
         "param": _text(said, "param"),
