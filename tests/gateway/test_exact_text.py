@@ -15,6 +15,7 @@ import structlog.testing
 from live import free_port
 
 from paceline.domain.commands import Command
+from paceline.domain.errors import Unavailable
 from paceline.domain.facts import Fact, RequestArrived
 from paceline.engines.emulated import EngineSettings, emulated_engines
 from paceline.engines.emulated.server import EmulatedEngine
@@ -239,6 +240,18 @@ async def test_a_client_that_leaves_while_its_prompt_is_tokenised_leaves_nothing
             await stand.settled()
         assert [outcome.status for outcome in stand.outcomes] == [499]
         await each.ask({"messages": [SYSTEM]})
+
+
+@on_loop
+async def test_a_gateway_that_ends_answers_those_whose_prompt_is_being_tokenised() -> None:
+    tokenizer = Emulated()
+    async with fleet(tokenizer) as each:
+        with tokenizer.stuck():
+            asked = asyncio.create_task(each.stand.ask({"messages": [SYSTEM]}))
+            await until(lambda: tokenizer.asked)
+            assert each.stand.host.end(Unavailable("the end", retry_after_s=1.0)) == 1
+            assert (await asked).status == 503
+        await each.stand.settled()
 
 
 @on_loop
