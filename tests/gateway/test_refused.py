@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import Act, always, answer, scripted
+from scripted import Act, Part, always, answer, scripted
 
 from paceline.gateway.refused import in_openai_shape
 from paceline.wire.http1 import LAST_CHUNK, ResponseHead, chunk
@@ -80,7 +80,7 @@ async def test_an_error_comes_whole_with_its_status_however_it_is_framed(
 ) -> None:
     body = msgspec.json.encode(OLD_VLLM)
     head = b"HTTP/1.1 422 Unprocessable\r\ncontent-type: text/plain\r\nx-why: because\r\n"
-    answers = {
+    answers: dict[str, list[Part]] = {
         "sized": [answer(body, 422)],
         "chunked": [head + b"transfer-encoding: chunked\r\n\r\n" + chunk(body) + LAST_CHUNK],
         "in pieces": [
