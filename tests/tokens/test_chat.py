@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from msgspec.json import encode
 
-from paceline.tokens.chat import CHAT, COMPLETION, Text, Unreadable, text_of
+from paceline.tokens.chat import CHAT, COMPLETION, MOST_MESSAGES, Text, Unreadable, text_of
 from paceline.tokens.template import ChatTemplate
 
 USER = {"role": "user", "content": "hi"}
@@ -75,6 +75,7 @@ def test_special_tokens_are_added_to_completions_and_not_to_chats_unless_asked_o
         {"messages": [{"content": "nobody"}]},
         {"messages": [{"role": "user", "content": 5}]},
         {"messages": "text"},
+        {"messages": [USER] * (MOST_MESSAGES + 1)},
     ],
 )
 def test_what_the_engine_alone_can_read_is_not_guessed_at(body: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from folders import CHATML, SAID, SPECIAL, byte_level, folder_of, of_words
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.tokens.tokenizer import Tokenizer
+from paceline.tokens.tokenizer import MOST_SEGMENTS, Tokenizer
 
 PIECES = st.sampled_from([*SPECIAL, "<|greedy|>", "<think>", " ", "\n", "  \n ", "<|", *SAID])
 TEXTS = st.lists(PIECES | st.text(max_size=8), max_size=12).map("".join)
@@ -59,6 +59,15 @@ def test_what_is_remembered_is_bounded_and_the_oldest_goes_first(tmp_path: Path)
     assert tokenizer.encoded == before
     tokenizer.ids(f"<|start|>0 {SAID[0]}")
     assert tokenizer.encoded > before
+
+
+def test_a_text_of_nothing_but_special_tokens_is_cut_a_bounded_number_of_times(
+    tmp_path: Path,
+) -> None:
+    tokenizer, text = Tokenizer(folder_of(byte_level(), tmp_path)), "<|end|>" * 3 * MOST_SEGMENTS
+    assert len(set(tokenizer.ids(text))) == 1
+    assert len(tokenizer.ids(text)) == 3 * MOST_SEGMENTS
+    assert tokenizer.remembered > tokenizer.encoded
 
 
 def test_several_threads_may_ask_at_once(tmp_path: Path) -> None:

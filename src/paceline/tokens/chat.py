@@ -20,6 +20,9 @@ TEXTS = ("text", "input_text", "output_text")
 BILLING = "x-anthropic-billing-header"
 """A line that vLLM cuts off system texts, because it changes with each request."""
 
+MOST_MESSAGES = 2000
+"""To render more would hold Python's lock for too long."""
+
 
 class Unreadable(Exception):
     """What the engine reads cannot be known here."""
@@ -106,6 +109,8 @@ def _prompt(prompt: str | list[str]) -> str:
 
 
 def _rendered(ask: _Ask, template: ChatTemplate) -> str:
+    if len(ask.messages) > MOST_MESSAGES:
+        raise Unreadable("too many messages")
     if ask.tools and ask.tool_choice == "none":
         raise Unreadable("tools that the engine may leave out")
     messages = [_message(message, template.takes_parts) for message in ask.messages]

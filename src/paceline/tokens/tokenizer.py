@@ -11,6 +11,7 @@ import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,6 +26,10 @@ REMEMBERED = 4_000_000
 """Tokens of segments that are kept: 16 MB, and as much again for their names if they are short."""
 SEGMENT_COST = 50
 """What a segment counts for beside its tokens."""
+
+MOST_SEGMENTS = 2000
+"""Of a text; what comes after is one segment. To find each takes Python's lock for some
+microseconds, and a text may consist of nothing but special tokens."""
 
 
 class Segments:
@@ -100,7 +105,7 @@ class Tokenizer:
     def _split(self, text: str) -> Iterator[str]:
         start = 0
         if self._cuts is not None:
-            for cut in self._cuts.finditer(text):
+            for cut in islice(self._cuts.finditer(text), MOST_SEGMENTS):
                 if cut.start() > start:
                     yield text[start : cut.start()]
                     start = cut.start()
