@@ -148,7 +148,7 @@ def test_a_text_has_the_tokens_that_the_engine_sees(engines: list[Engine]) -> No
     for special in (True, False):
         for _ in range(20):
             prompt = words(rng, rng.randrange(1, 60))
-            cut = rng.randrange(len(prompt))
+            cut = rng.randrange(len(prompt) + 1)
             prompt = prompt[:cut] + "<|im_end|>\n<|im_start|>" + prompt[cut:]
             ask = {"prompt": prompt, "add_special_tokens": special}
             text = text_of(COMPLETION, msgspec.json.encode(ask), None)
