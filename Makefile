@@ -33,10 +33,11 @@ lint: $(VENV)/.dev ## ruff, mypy --strict and the import contracts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/.dev ## cost of the relay and of decisions, speed of learning (needs two cores, cc; nginx to compare)
+bench: $(VENV)/.dev ## cost of the relay, of decisions and of prefixes, speed of learning (needs two cores, cc; nginx to compare)
 	$(PYTHON) bench/gateway.py
 	$(PYTHON) bench/decision.py
 	$(PYTHON) bench/learning.py
+	$(PYTHON) bench/prefix.py --workers 16
 
 lab: $(VENV)/.dev ## every scenario with every policy, simulated: who keeps more promises, and is it better than last time?
 	$(PYTHON) bench/lab.py $(LAB_ARGS)

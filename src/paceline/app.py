@@ -9,7 +9,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterable
 from time import monotonic, time
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 import uvicorn
@@ -34,9 +34,13 @@ from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
 from paceline.wire.server import Limits, Server
 
+if TYPE_CHECKING:
+    from paceline.tokens import Prompts
+
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request was ended."""
 
+EXTRA = "pip install 'paceline[tokens]'"
 ENDING = "the gateway is shutting down"
 
 Fleet = dict[str, tuple[Worker, str]]
@@ -91,7 +95,15 @@ class _Application:
         self.names = config.aliases
         """Changed in place by a reload: others look here too."""
         own = ordinary_app(self.names, time(), self.ready)
-        self.gateway = Gateway(self.host, _directory(config), self.names, own, quotas=self.quotas)
+        self.prompts = _prompts(config, self.log)
+        self.gateway = Gateway(
+            self.host,
+            _directory(config),
+            self.names,
+            own,
+            quotas=self.quotas,
+            prompts=self.prompts,
+        )
         self.server = Server(self.gateway, _limits(config), monotonic)
         self.admin = admin_app(kernel, self.metrics, self, monotonic)
         self._load = load
@@ -103,6 +115,8 @@ class _Application:
     def _closed(self, exchange: Exchange) -> None:
         outcome = exchange.outcome()
         self.quotas.ended(outcome, monotonic())
+        if self.prompts is not None:
+            self.prompts.ended(outcome)
         self.metrics.closed(outcome)
         request_line(self.log, outcome)
 
@@ -158,6 +172,8 @@ class _Application:
             admin.should_exit = True
             for task in running[:2]:
                 task.cancel()
+        if self.prompts is not None:
+            self.prompts.close()
         return ended_well
 
     def _told_to_stop(self, number: int) -> None:
@@ -259,6 +275,8 @@ class _Application:
                 self.log.error("configuration refused", problems=error.problems)
                 raise
             before, found = self.config, changes(self.config, wanted)
+            if wanted.tokenizers != before.tokenizers:
+                self.log.warning("tokenizers are read at the start: restart to change them")
             self.config = config = found.config
             self.gateway.directory = _directory(config)
             self.quotas.reload(config.tenants)
@@ -302,6 +320,18 @@ def _kind(because: str, worker_id: str) -> str:
 
 def _directory(config: Config) -> Directory:
     return Directory(config.tiers, config.tenants, config.default_tier, config.anonymous)
+
+
+def _prompts(config: Config, log: Any) -> Prompts | None:
+    """Whoever tokenises prompts, where a model has a tokenizer."""
+    if not config.tokenizers:
+        return None
+    try:
+        from paceline.tokens import Prompts, load  # and what few need: jinja2 and tokenizers
+    except ImportError as error:
+        log.warning("no tokenizers: prompts go by the guess", because=str(error), needs=EXTRA)
+        return None
+    return Prompts(load(config.tokenizers))
 
 
 def _fleet(config: Config) -> Fleet:

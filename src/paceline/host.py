@@ -26,6 +26,7 @@ from paceline.domain.facts import (
     WorkerRemoved,
     WorkerReported,
 )
+from paceline.domain.kvevents import BlockForm
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.engines.adapter import Adapter, make_adapter
 from paceline.engines.detect import detect
@@ -122,9 +123,12 @@ class LiveHost:
 
     # The gateway's port.
 
-    def open(self, exchange: Exchange) -> None:
+    def track(self, exchange: Exchange) -> None:
         self.exchanges[exchange.request.id] = exchange
-        self.tell(RequestArrived(exchange.request))
+
+    def open(self, exchange: Exchange, waited_s: float = 0.0) -> None:
+        self.track(exchange)
+        self.tell(RequestArrived(exchange.request, waited_s))
 
     def knows(self, request_id: str) -> bool:
         return request_id in self.exchanges
@@ -132,9 +136,9 @@ class LiveHost:
     def link(self, worker_id: str) -> EngineLink:
         return self.links[worker_id]
 
-    def block_sizes(self, model: str) -> Sequence[int]:
+    def block_forms(self, model: str) -> Sequence[BlockForm]:
         pool = self.kernel.pools.get(model)
-        return pool.block_sizes(monotonic()) if pool is not None else ()
+        return pool.block_forms(monotonic()) if pool is not None else ()
 
     def gaps(self, exchange: Exchange) -> list[int]:
         asked = exchange.asked

@@ -30,6 +30,7 @@ from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.server import Gateway
 from paceline.host import Engine, LiveHost
 from paceline.kernel import Kernel, Settings
+from paceline.tokens import Prompts
 from paceline.wire.server import Limits, Server
 
 P = ParamSpec("P")
@@ -259,6 +260,7 @@ async def live_gateway(
     api_key: str = "",
     tls: ssl.SSLContext | None = None,
     ready: bool = True,
+    prompts: Prompts | None = None,
 ) -> AsyncIterator[Stand]:
     """A gateway before these engines, wired as `paceline.app` does it."""
     names = {MODEL: MODEL} if names is None else names
@@ -266,11 +268,14 @@ async def live_gateway(
 
     def closed(exchange: Exchange) -> None:
         outcomes.append(exchange.outcome())
+        if prompts is not None:
+            prompts.ended(outcomes[-1])
 
     host = LiveHost(Kernel(settings), timeouts, closed, time)
     tiers = {"standard": Tier("standard")}
     directory = Directory(tiers, tenants, "standard", anonymous)
-    gateway = Gateway(host, directory, names, ordinary_app(names, time(), lambda: host.ready))
+    own = ordinary_app(names, time(), lambda: host.ready)
+    gateway = Gateway(host, directory, names, own, prompts=prompts)
     server = Server(gateway, limits, monotonic)
     adapters = [Sound() for _ in urls]
     engines = []
@@ -299,3 +304,5 @@ async def live_gateway(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if prompts is not None:
+                prompts.close()

@@ -16,7 +16,7 @@ import structlog.testing
 from live import free_port
 
 from paceline.domain.facts import Fact
-from paceline.domain.kvevents import BlocksChanged
+from paceline.domain.kvevents import BlockForm, BlocksChanged
 from paceline.engines.emulated import EngineSettings, emulated_engines
 from paceline.engines.emulated.server import EmulatedEngine
 from paceline.gateway.intake import exact_blocks, read
@@ -107,9 +107,9 @@ async def test_a_salt_keeps_caches_apart() -> None:
         await asked(running[0].url, PROMPT, cache_salt="ours")
         await until(lambda: index(stand).size(0) >= len(PROMPT) // BLOCK)
         salted = exact_blocks(
-            read(json.dumps({"prompt": PROMPT, "cache_salt": "ours"}).encode()), [16]
+            read(json.dumps({"prompt": PROMPT, "cache_salt": "ours"}).encode()), [BlockForm(16)]
         )
-        plain = exact_blocks(read(json.dumps({"prompt": PROMPT}).encode()), [16])
+        plain = exact_blocks(read(json.dumps({"prompt": PROMPT}).encode()), [BlockForm(16)])
         assert index(stand).depths(salted[0].names) == {0: len(PROMPT) // BLOCK}
         assert index(stand).depths(plain[0].names) == {}
         assert await asked(stand.url, PROMPT, cache_salt="ours") == len(PROMPT) - BLOCK
@@ -203,12 +203,12 @@ async def test_an_address_that_makes_no_sense_is_told_and_its_worker_serves() ->
     ],
 )
 def test_what_is_no_prompt_of_token_ids_or_too_short_has_no_exact_blocks(body: Any) -> None:
-    assert exact_blocks(read(json.dumps(body).encode()), [4]) == ()
+    assert exact_blocks(read(json.dumps(body).encode()), [BlockForm(4)]) == ()
 
 
 def test_blocks_are_named_for_each_size_that_the_prompt_fills() -> None:
     body = read(json.dumps({"prompt": PROMPT[:40]}).encode())
-    found = exact_blocks(body, [16, 32, 64])
+    found = exact_blocks(body, [BlockForm(16), BlockForm(32), BlockForm(64)])
     assert [(blocks.size, len(blocks.names)) for blocks in found] == [(16, 2), (32, 1)]
 
 

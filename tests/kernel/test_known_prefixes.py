@@ -12,6 +12,7 @@ from paceline.domain.commands import Command, Dispatch
 from paceline.domain.facts import Fact, RequestArrived, StreamEnded, WorkerAdded, WorkerReported
 from paceline.domain.facts import WorkerRemoved as Removed
 from paceline.domain.kvevents import (
+    BlockForm,
     BlocksChanged,
     BlocksCleared,
     BlocksRemoved,
@@ -19,6 +20,7 @@ from paceline.domain.kvevents import (
     BlocksUnknown,
     TokenBlocks,
     contents,
+    named_blocks,
     root_name,
     token_blocks,
 )
@@ -93,7 +95,11 @@ class Fleet:
 
     @property
     def sizes(self) -> list[int]:
-        return list(self.kernel.pools["m"].block_sizes(self.now))
+        return [form.size for form in self.forms]
+
+    @property
+    def forms(self) -> list[BlockForm]:
+        return list(self.kernel.pools["m"].block_forms(self.now))
 
 
 def test_a_request_goes_where_its_prefix_is_although_another_gateway_sent_it_there() -> None:
@@ -119,6 +125,19 @@ def test_of_an_engine_that_tells_a_part_the_more_of_word_and_guess_counts() -> N
     assert fleet.cached(named("r")) == {0: 4 * SIZE}
     place = int(fleet.sent(named("first"))[1:])
     assert fleet.cached(named("r"))[place] == len(TEXT) - 1
+
+
+def test_a_model_that_is_an_adapter_at_its_engine_is_looked_up_as_that_adapter() -> None:
+    fleet = Fleet(2)
+    fleet.tell(WorkerAdded(Worker("w1", "m", "http://w1", serves_as="poet")))
+    fleet.tell(empty("w0"), empty("w1"), stored("w0", [9] * SIZE), stored("w1", [9] * SIZE))
+    assert fleet.forms == [BlockForm(SIZE)]
+    blocks = BlocksStored([1, 2], contents(TEXT[: 2 * SIZE], SIZE), None, root_name(SIZE, "poet"))
+    fleet.tell(BlocksChanged("w1", [blocks]))
+    assert fleet.forms == [BlockForm(SIZE), BlockForm(SIZE, "poet")]
+    asked = request("r", *named_blocks(TEXT, fleet.forms))
+    assert fleet.cached(asked) == {1: 2 * SIZE}
+    assert fleet.cached(named("s")) == {}
 
 
 def test_what_is_told_holds_without_trust() -> None:
@@ -170,6 +189,34 @@ def test_a_prompt_is_to_be_named_only_where_that_can_change_a_decision() -> None
     fleet.tell(WorkerReported("w1", WorkerReport(healthy=True)))
     fleet.tell(BlocksUnknown("w0", "events are lost"), stored("w0"))
     assert fleet.sizes == []  # nobody is known whole
+
+
+def test_what_was_just_sent_will_be_cached_before_whoever_comes_after_it() -> None:
+    fleet = Fleet()
+    fleet.tell(empty("w0"), empty("w1"), empty("w2"), stored("w0", [9] * SIZE))
+    first = fleet.sent(named("r"))
+    assert fleet.cached(named("s")) == {int(first[1:]): len(TEXT) - SIZE}
+    assert fleet.cached(named("s", TEXT[: 4 * SIZE] + [9] * SIZE)) == {int(first[1:]): 4 * SIZE}
+    assert fleet.cached(named("s", [8] * SIZE + TEXT)) == {}
+
+
+def test_a_dispatch_of_which_its_engine_never_tells_is_not_counted_for_long() -> None:
+    fleet = Fleet(2)
+    fleet.tell(empty("w0"), empty("w1"), stored("w0", [9] * SIZE))
+    fleet.sent(named("r"))
+    fleet.now += 1.0
+    assert fleet.cached(named("s"))
+    fleet.now += 4.0
+    assert fleet.cached(named("s")) == {}
+
+
+def test_what_was_sent_to_an_engine_that_has_lost_its_cache_is_not_counted() -> None:
+    for news in (BlocksUnknown("w0", "events are lost"), BlocksChanged("w0", [BlocksCleared()])):
+        fleet = Fleet(1)
+        fleet.tell(empty("w0"), stored("w0", [9] * SIZE))
+        fleet.sent(request("r", token_blocks(TEXT, SIZE)))
+        fleet.tell(news, empty("w0"))
+        assert fleet.cached(named("s")) == {}
 
 
 def test_a_worker_that_has_left_has_nothing_and_its_place_is_free_for_another() -> None:

@@ -87,6 +87,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The name in requests and in `/v1/models`, at most 256 characters."""
     aliases: tuple[Name, ...] = ()
     """Other names for it in requests."""
+    tokenizer: Name | None = None
+    """Path of a folder with its tokenizer.json, tokenizer_config.json and chat template, so that
+    prompts of text are matched exactly with what engines tell of their KV caches; left out: by a
+    guess. Needs `paceline[tokens]`; read at the start."""
     workers: tuple[WorkerSettings, ...] = ()
     """The engines that serve it, at least one."""
 
@@ -307,6 +311,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def aliases(self) -> dict[str, str]:
         """Every name by which a client may ask for a model, with the model's own name."""
         return {name: model.name for model in self.models for name in (model.name, *model.aliases)}
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """Folders of tokenizers, by model."""
+        return {model.name: model.tokenizer for model in self.models if model.tokenizer}
 
     def workers(self) -> tuple[Worker, ...]:
         """The engines as the kernel knows them. An empty `kind` is still to be detected."""

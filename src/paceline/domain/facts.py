@@ -32,8 +32,10 @@ class Step(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Steps told in one: of the same streams, and none of them gave a first token."""
 
 
-class RequestArrived(msgspec.Struct, frozen=True, tag=True):
+class RequestArrived(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     request: Request
+    waited_s: float = 0.0
+    """Since it came in: its prompt was tokenised before."""
 
 
 class FirstTokenSeen(msgspec.Struct, frozen=True, tag=True):

@@ -9,8 +9,9 @@ the kernel chains the name. The tokens themselves stay with whoever heard them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
+from functools import lru_cache
 
 import msgspec
 import xxhash
@@ -83,6 +84,15 @@ class BlocksUnknown(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     """The cache is empty, so that nothing of it will be missed."""
 
 
+class BlockForm(msgspec.Struct, frozen=True, order=True):
+    """What makes the blocks of one prompt differ from engine to engine."""
+
+    size: int
+    """Tokens in a block."""
+    lora: str = ""
+    """The adapter that the prompt is for, by its name at the engine; empty: the model itself."""
+
+
 class TokenBlocks(msgspec.Struct, frozen=True, omit_defaults=True):
     """The names of a prompt's whole blocks, for engines with blocks of this size."""
 
@@ -90,10 +100,24 @@ class TokenBlocks(msgspec.Struct, frozen=True, omit_defaults=True):
     """Tokens in a block."""
     names: Sequence[int]
 
+    def reusable(self, prompt_tokens: int) -> Sequence[int]:
+        """Those that a cache can serve: engines compute at least the last token, and only whole
+        blocks are shared (vLLM's `get_computed_blocks`)."""
+        return self.names[: max(prompt_tokens - 1, 0) // self.size]
+
+
+class PromptTokens(msgspec.Struct, frozen=True):
+    """What is known of a prompt once it is tokenised."""
+
+    count: int
+    blocks: tuple[TokenBlocks, ...]
+    """Named in each form that engines have for them."""
+
 
 # Names.
 
 
+@lru_cache(maxsize=4096)
 def root_name(size: int, lora: str = "") -> int:
     """The name of no text yet: blocks of another size or adapter share nothing with these."""
     return xxhash.xxh3_64_intdigest(f"{size} {lora}".encode()) & _MASK
@@ -124,6 +148,14 @@ def contents(tokens: Sequence[int], size: int, seeds: Mapping[int, int] | None =
 def seed(*parts: object) -> int:
     """What makes blocks differ whose tokens are the same: a salt, the image behind placeholders."""
     return xxhash.xxh3_64_intdigest(repr(parts).encode())
+
+
+def named_blocks(
+    tokens: Sequence[int], forms: Iterable[BlockForm], salt: str = ""
+) -> tuple[TokenBlocks, ...]:
+    """The blocks of a prompt in each of these forms of which it fills at least one."""
+    fits = (form for form in forms if form.size <= len(tokens))
+    return tuple(token_blocks(tokens, form.size, form.lora, salt) for form in fits)
 
 
 def token_blocks(tokens: Sequence[int], size: int, lora: str = "", salt: str = "") -> TokenBlocks:

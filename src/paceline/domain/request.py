@@ -6,8 +6,9 @@ from enum import Enum
 from math import inf
 
 import msgspec
+from msgspec.structs import replace
 
-from paceline.domain.kvevents import TokenBlocks
+from paceline.domain.kvevents import PromptTokens, TokenBlocks
 from paceline.domain.promise import Promise
 
 BLOCK_BYTES = 256
@@ -26,7 +27,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     prompt_bytes: int = 0
     """Length of the prompt's JSON text; the kernel learns the tokens in it."""
     prompt_tokens: int | None = None
-    """Exact count, where the client sent token ids."""
+    """Exact count, where the client sent token ids, or the prompt was tokenised."""
     max_tokens: int | None = None
     blocks: tuple[int, ...] = ()
     """Hash chain over the prompt in `block_bytes` each: block i names all text up to its end."""
@@ -47,6 +48,13 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """From arrival to the end of the answer."""
     instead: Request | None = None
     """What it becomes if its promise cannot be kept and `overload` is degrade."""
+
+    def with_tokens(self, found: PromptTokens) -> Request:
+        """Now that its prompt is tokenised; another model than its own would see other tokens."""
+        instead = self.instead
+        if instead is not None and instead.model == self.model:
+            instead = instead.with_tokens(found)
+        return replace(self, prompt_tokens=found.count, token_blocks=found.blocks, instead=instead)
 
 
 class State(Enum):

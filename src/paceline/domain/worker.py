@@ -29,6 +29,11 @@ class Worker(msgspec.Struct, frozen=True):
     """How long a prompt that was prefilled to be handed over is sure to be kept."""
 
     @property
+    def name_there(self) -> str:
+        """The model's name at the engine."""
+        return self.serves_as or self.model
+
+    @property
     def prefills(self) -> bool:
         """May it prefill a prompt for another worker?"""
         return bool(self.transfer) and self.role != "decode"

@@ -11,7 +11,7 @@ import xxhash
 from msgspec import UNSET, Raw, UnsetType
 
 from paceline.domain.errors import InvalidRequest
-from paceline.domain.kvevents import TokenBlocks, token_blocks
+from paceline.domain.kvevents import BlockForm, TokenBlocks, named_blocks
 from paceline.domain.request import BLOCK_BYTES
 from paceline.domain.worker import Worker
 from paceline.gateway.flavors import FLAVORS
@@ -100,8 +100,8 @@ def prefix_blocks(text: bytes) -> tuple[int, ...]:
     return tuple(blocks)
 
 
-def exact_blocks(body: Body, sizes: Sequence[int]) -> tuple[TokenBlocks, ...]:
-    """A prompt of token ids in blocks of these sizes, of those that it fills at least one of.
+def exact_blocks(body: Body, forms: Sequence[BlockForm]) -> tuple[TokenBlocks, ...]:
+    """A prompt of token ids in blocks of these forms.
 
     None for a prompt of text: its tokens are the engine's to know.
     """
@@ -110,7 +110,7 @@ def exact_blocks(body: Body, sizes: Sequence[int]) -> tuple[TokenBlocks, ...]:
     except msgspec.MsgspecError:
         return ()
     salt = body.cache_salt if isinstance(body.cache_salt, str) else ""
-    return tuple(token_blocks(ids, size, salt=salt) for size in sizes if size <= len(ids))
+    return named_blocks(ids, forms, salt)
 
 
 def multipart_model(body: bytes) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from paceline.domain.facts import Fact
+from paceline.domain.kvevents import BlockForm, PromptTokens
 
 if TYPE_CHECKING:
     from paceline.gateway.exchange import Exchange
@@ -41,11 +42,37 @@ class Dialect(Protocol):
         ...
 
 
+class Prompts(Protocol):
+    """Who tokenises the text of prompts, off the event loop."""
+
+    def reads(self, model: str, path: str, size: int) -> bool:
+        """Can the tokens of such a body, of so many bytes, be known?"""
+        ...
+
+    def read(
+        self,
+        request_id: str,
+        model: str,
+        path: str,
+        body: bytes,
+        forms: Sequence[BlockForm],
+        patience_s: float,
+        tell: Callable[[PromptTokens | None], None],
+    ) -> bool:
+        """Tell the prompt's tokens, in blocks of these forms, within so many seconds; None if they
+        are not known by then. False: nothing will be told."""
+        ...
+
+
 class Host(Protocol):
     """The live host, as the gateway sees it."""
 
-    def open(self, exchange: Exchange) -> None:
-        """A request came in: track it, and let the kernel decide."""
+    def track(self, exchange: Exchange) -> None:
+        """A request came in: from now on it is known, and ends when the host does."""
+        ...
+
+    def open(self, exchange: Exchange, waited_s: float = 0.0) -> None:
+        """Let the kernel decide about a request that came in so long ago."""
         ...
 
     def knows(self, request_id: str) -> bool:
@@ -56,8 +83,8 @@ class Host(Protocol):
         """Hand a fact to the kernel and run its commands."""
         ...
 
-    def block_sizes(self, model: str) -> Sequence[int]:
-        """In blocks of how many tokens prompts for a model are to be named, where known."""
+    def block_forms(self, model: str) -> Sequence[BlockForm]:
+        """In what blocks prompts for a model are to be named; none where nobody would ask."""
         ...
 
     def link(self, worker_id: str) -> EngineLink: ...

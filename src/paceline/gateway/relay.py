@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Protocol
 
 from paceline.gateway.flavors import ERROR
+from paceline.gateway.refused import in_openai_shape
 from paceline.gateway.sieve import Sieve
 from paceline.gateway.steps import StepWatch
 from paceline.gateway.upstream import EngineConnection
@@ -178,7 +179,9 @@ class Relay:
         events = head.get("content-type").lower().startswith("text/event-stream")
         if self._sieve.seam is not None and not (events and head.chunked):
             raise WireError("this is no stream to go on with")
-        if head.chunked:
+        if head.status >= 400 and not events and (head.chunked or head.length is not None):
+            self.mode = self._refusal
+        elif head.chunked:
             self.mode = self._before_token if events else self._chunked
         elif head.length is not None:
             self._left = head.length
@@ -309,6 +312,22 @@ class Relay:
         if not self._left:
             self._carry = [data[len(body) :]] if missing < 0 else []
             self._complete(now)
+
+    def _refusal(self, data: bytes, now: float) -> None:
+        """An error is collected whole: not all engines say it as clients expect it."""
+        head, chunks = self.head, self._chunks
+        assert head is not None
+        self.last_at = now
+        end = chunks.walk(data) if head.length is None else head.length
+        if not chunks.done if head.length is None else len(data) < end:
+            self._hold(data, chunks.missing if head.length is None else end - len(data))
+            return
+        body = b"".join(payloads(data[:end])) if head.length is None else data[:end]
+        body = in_openai_shape(head, body)
+        head.length = len(body)
+        self._send(self._answer_head(now) + body)
+        self._carry = [data[end:]] if end < len(data) else []
+        self._complete(now)
 
     def _until_close(self, data: bytes, now: float) -> None:
         """A body that ends with the connection: the client gets chunks."""

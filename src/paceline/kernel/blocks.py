@@ -10,16 +10,18 @@ of one worker takes about 150 bytes (bench/prefix.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, islice, repeat
 
 from paceline.domain.kvevents import (
     BlockEvent,
+    BlockForm,
     BlocksRemoved,
     BlocksStored,
     Medium,
     TokenBlocks,
     name_after,
+    root_name,
 )
 from paceline.kernel.holders import Holders, depths
 
@@ -32,7 +34,7 @@ FORGOTTEN_SHARE = 8
 class View:
     """What one cache holds, by what its engine told."""
 
-    __slots__ = ("copies", "media", "size", "slot", "whole")
+    __slots__ = ("copies", "media", "roots", "size", "slot", "whole")
 
     def __init__(self, slot: int) -> None:
         self.slot = slot
@@ -41,6 +43,8 @@ class View:
         """It has missed nothing: what is not here is not in the cache."""
         self.size = 0
         """Tokens in a block; 0: not told yet."""
+        self.roots: set[int] = set()
+        """Names that texts were told to begin after: of the model itself, and of each adapter."""
         self.media: tuple[dict[int, int], ...] = tuple({} for _ in Medium)
         """The engine's hashes, oldest first, with the names of the blocks."""
         self.copies: dict[tuple[Medium, int], int] = {}
@@ -114,12 +118,20 @@ class BlockIndex:
         ranks = self._views.get(place, {})
         return bool(ranks) and all(view.whole for view in ranks.values())
 
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens in a block, where all that a worker caches is known: prompts in blocks of these
-        sizes can be looked up."""
-        followed = (ranks.values() for place, ranks in self._views.items() if self.follows(place))
-        return sorted({view.size for views in followed for view in views if view.size})
+    def forms(self, served_as: Callable[[int], str]) -> list[BlockForm]:
+        """What prompts are to be named by to be looked up, where all that a worker caches is known.
+
+        `served_as`: the name, at the engine of a place, of what prompts are for. If blocks of an
+        adapter of that name were told of, it is that adapter.
+        """
+        found = set()
+        for place, ranks in self._views.items():
+            for view in ranks.values() if self.follows(place) else ():
+                name = served_as(place)
+                lora = name if root_name(view.size, name) in view.roots else ""
+                if view.size:
+                    found.add(BlockForm(view.size, lora))
+        return sorted(found)
 
     def depths(self, names: Sequence[int], medium: Medium = Medium.GPU) -> dict[int, int]:
         """How many leading blocks each place has, in this medium or a faster one.
@@ -141,13 +153,9 @@ class BlockIndex:
     def cached_tokens(
         self, blocks: TokenBlocks, prompt_tokens: int, medium: Medium = Medium.GPU
     ) -> dict[int, int]:
-        """How many tokens of a prompt need no prefill, by place.
-
-        Engines compute at least the last token, and only whole blocks are shared (vLLM's
-        `get_computed_blocks`).
-        """
-        names = blocks.names[: max(prompt_tokens - 1, 0) // blocks.size]
-        return {place: n * blocks.size for place, n in self.depths(names, medium).items()}
+        """How many tokens of a prompt need no prefill, by place."""
+        found = self.depths(blocks.reusable(prompt_tokens), medium)
+        return {place: depth * blocks.size for place, depth in found.items()}
 
     def held(self, place: int, medium: Medium = Medium.GPU, rank: int = 0) -> Mapping[int, int]:
         """The engine's hashes of the blocks that a cache holds there, with their names."""
@@ -168,6 +176,8 @@ class BlockIndex:
         bit = 1 << view.slot
         before = len(blocks)
         view.size = event.size or view.size
+        if event.parent is None:
+            view.roots.add(event.root)
         for engine_hash, name in zip(event.hashes, self._names(view, event), strict=False):
             if name is None:
                 self.orphans += 1
@@ -214,6 +224,7 @@ class BlockIndex:
                 holders.drop(name, 1 << view.slot)
             blocks.clear()
         view.copies.clear()
+        view.roots.clear()
 
     def _shrink(self, view: View) -> None:
         """Forget the oldest blocks of the medium of which there are most."""

@@ -237,6 +237,8 @@ class Dispatcher:
             pool.regroup()
         pool.dispatched(entry.uncached)
         pool.prefixes.insert(choice.place, request.blocks)
+        if request.token_blocks and pool.blocks.follows(choice.place):
+            pool.soon.sent(choice.place, request.token_blocks, now)
         pool.touch(worker)
         room = self._rooms.get(request.model)
         if room is not None and live.waits:

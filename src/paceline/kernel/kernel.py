@@ -30,7 +30,7 @@ from paceline.domain.facts import (
     WorkerRemoved,
     WorkerReported,
 )
-from paceline.domain.kvevents import BlocksChanged, BlocksUnknown
+from paceline.domain.kvevents import BlocksChanged, BlocksCleared, BlocksUnknown
 from paceline.domain.request import Event
 from paceline.kernel.dispatcher import Bounds, Dispatcher
 from paceline.kernel.live import Live
@@ -120,7 +120,7 @@ class Kernel:
     def _arrived(self, fact: RequestArrived, now: float) -> list[Command]:
         if fact.request.id in self.requests:
             return []
-        live = Live(fact.request, now)
+        live = Live(fact.request, now - fact.waited_s)
         self.requests[fact.request.id] = live
         self._watch.begin(now)
         return self._dispatcher.arrived(live, now)
@@ -325,15 +325,18 @@ class Kernel:
     def _blocks_changed(self, fact: BlocksChanged, now: float) -> list[Command]:
         worker = self.workers.get(fact.worker_id)
         if worker is not None:
-            blocks = self.pools[worker.worker.model].blocks
-            blocks.change(worker.place, fact.events, fact.rank, fact.unreadable)
+            pool = self.pools[worker.worker.model]
+            pool.blocks.change(worker.place, fact.events, fact.rank, fact.unreadable)
+            if BlocksCleared in map(type, fact.events):
+                pool.soon.forget()
         return []
 
     def _blocks_unknown(self, fact: BlocksUnknown, now: float) -> list[Command]:
         worker = self.workers.get(fact.worker_id)
         if worker is not None:
-            blocks = self.pools[worker.worker.model].blocks
-            blocks.begin(worker.place, fact.rank, fact.whole)
+            pool = self.pools[worker.worker.model]
+            pool.blocks.begin(worker.place, fact.rank, fact.whole)
+            pool.soon.forget()
         return []
 
     def _timer(self, fact: TimerFired, now: float) -> list[Command]:

@@ -7,11 +7,13 @@ from math import inf
 
 import msgspec
 
+from paceline.domain.kvevents import BlockForm
 from paceline.domain.request import BLOCK_BYTES, Request
 from paceline.domain.worker import Worker
 from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.demand import Demand
 from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
+from paceline.kernel.soon import Soon
 from paceline.kernel.worker import Accuracy, WorkerState
 from paceline.policy.lengths import OutputLengths, TokensPerByte, own_share
 from paceline.policy.pressure import Outlook
@@ -40,6 +42,8 @@ class Pool:
         """Of all workers a guess, by what was sent to them."""
         self.blocks = BlockIndex()
         """Of those whose engines tell what they cache, what they told."""
+        self.soon = Soon()
+        """And what they will tell, of what was just sent to them."""
         self.ttft = Accuracy(OUTCOME_RATE)
         self.itl = Accuracy(OUTCOME_RATE)
         """Of what step times alone would predict."""
@@ -71,6 +75,7 @@ class Pool:
         if self.workers.pop(state.worker.id, None) is not None:
             self.prefixes.remove(state.place)
             self.blocks.forget(state.place)
+            self.soon.forget()
             self._free.append(state.place)
             self.regroup()
 
@@ -193,7 +198,7 @@ class Pool:
             for place, depth in held.items()
         }
         if request.token_blocks:
-            cached = self._known(request, prompt, cached)
+            cached = self._known(request, prompt, cached, now)
         return Ask(
             request_id=request.id,
             promise=promise,
@@ -215,24 +220,26 @@ class Pool:
         )
 
     def _known(
-        self, request: Request, prompt: float, guessed: Mapping[int, float]
+        self, request: Request, prompt: float, guessed: Mapping[int, float], now: float
     ) -> dict[int, float]:
-        """How much of a prompt is cached, by place: as told where all is told, and elsewhere the
-        more of what was told and what is guessed."""
+        """How much of a prompt is cached, by place: where all is told as told, or as will be told
+        of what was just sent there; elsewhere the more of what was told and what is guessed."""
         found = {
             place: tokens for place, tokens in guessed.items() if not self.blocks.follows(place)
         }
         for blocks in request.token_blocks:
-            for place, tokens in self.blocks.cached_tokens(blocks, int(prompt)).items():
-                found[place] = max(float(tokens), found.get(place, 0.0))
+            told = self.blocks.cached_tokens(blocks, int(prompt))
+            for cached in (told, self.soon.cached_tokens(blocks, int(prompt), now)):
+                for place, tokens in cached.items():
+                    found[place] = max(float(tokens), found.get(place, 0.0))
         return found
 
-    def block_sizes(self, now: float) -> Sequence[int]:
-        """In blocks of how many tokens a prompt is to be named; none where that would not matter:
-        no engine tells what it caches, or there is nothing to choose."""
+    def block_forms(self, now: float) -> Sequence[BlockForm]:
+        """In what blocks a prompt is to be named; none where that would not matter: no engine tells
+        what it caches, or there is nothing to choose."""
         if not len(self.blocks) or len(self.usable(now)) < 2:
             return ()
-        return self.blocks.sizes
+        return self.blocks.forms(lambda place: self._by_place[place].worker.name_there)
 
     def prompt_tokens(self, request: Request) -> float:
         """Tokens of the prompt: told, or as many as such text has had."""
