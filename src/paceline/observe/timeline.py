@@ -1,0 +1,125 @@
+"""What did one worker spend its time on, between any two moments?
+
+The parts of its steps are summed up once; a moment that matters to somebody (a request was sent,
+its first token came, it ended) is a mark, which gets the sums as they stood then. That is known
+only once the steps up to it are settled, a step or some later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+
+import msgspec
+
+from paceline.policy.causes import LINK, NOTHING, SLOW, Speed, Sums, step_sums
+from paceline.policy.standing import Curve
+from paceline.policy.windows import PastStep
+
+FOLLOWED = 8
+"""Steps after a late one that show whether it is caught up."""
+MOST_OPEN = 64
+"""Late steps that wait for those after them."""
+MOST_WORST = 64
+"""Late steps kept, each shorter than the one before."""
+
+
+class Mark:
+    """A moment, and the sums up to it once they are known."""
+
+    __slots__ = ("at", "sums")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.sums: Sums | None = None
+
+
+class LateStep(msgspec.Struct):
+    """A step longer than somebody's patience."""
+
+    at: float
+    seconds: float
+    sums: Sums
+    followed: int = 0
+    regained_s: float = 0.0
+    """By which steps since then were quicker than expected."""
+
+
+class Timeline:
+    """The steps of one worker."""
+
+    def __init__(self) -> None:
+        self.sums: Sums = NOTHING
+        self.reached = -inf
+        """Up to when its steps are known."""
+        self.speed = Speed(Curve((1e-3, *[0.0] * 9)))
+        self.late: deque[LateStep] = deque(maxlen=MOST_OPEN)
+        """Late steps that are not explained yet."""
+        self._worst: deque[LateStep] = deque(maxlen=MOST_WORST)
+        """Late steps, only those that no later one exceeds."""
+        self._marks: deque[Mark] = deque()
+
+    def mark(self, at: float) -> Mark:
+        """A moment that matters; in order of time, or nearly."""
+        mark = Mark(at)
+        if at <= self.reached:
+            mark.sums = self.sums
+        else:
+            self._marks.append(mark)
+        return mark
+
+    def stepped(self, step: PastStep, lag_s: float, late_s: float) -> None:
+        """A step is settled, `late_s` from when on it is late."""
+        sums = each = step_sums(step, self.speed, lag_s)
+        if step.count > 1:
+            sums = [step.count * s for s in each]
+        before, marks = self.sums, self._marks
+        after = self.sums = list(map(float.__add__, before, sums))
+        self.reached = step.ended_at
+        while marks and marks[0].at <= step.ended_at:
+            mark, span_s = marks.popleft(), step.count * step.seconds
+            share = 1.0 - (step.ended_at - mark.at) / span_s if span_s > 0.0 else 1.0
+            if share >= 1.0:
+                mark.sums = after
+            elif share <= 0.0:
+                mark.sums = before
+            else:
+                mark.sums = [b + share * s for b, s in zip(before, sums, strict=True)]
+        if self.late:
+            for late in self.late:
+                late.followed += step.count
+                late.regained_s += max(-step.count * each[SLOW], 0.0)
+        if step.seconds > late_s:
+            late = LateStep(step.ended_at, step.seconds, each)
+            self.late.append(late)
+            while self._worst and self._worst[-1].seconds <= late.seconds:
+                self._worst.pop()
+            self._worst.append(late)
+
+    def worst(self, since: float) -> LateStep | None:
+        """The longest of the late steps that began after a moment."""
+        began = since - 1e-3
+        return next((late for late in self._worst if late.at - late.seconds >= began), None)
+
+    def explained(self, before: float) -> list[LateStep]:
+        """Late steps of which enough is known by now, or that ended before so long."""
+        done = []
+        while self.late and (self.late[0].followed >= FOLLOWED or self.late[0].at < before):
+            late = self.late.popleft()
+            if late.regained_s > 0.5 * late.sums[SLOW] > 0.0:  # tokens were held up on their way
+                late.sums[LINK] += late.sums[SLOW]
+                late.sums[SLOW] = 0.0
+            done.append(late)
+        return done
+
+    def settle(self, before: float) -> None:
+        """What is marked before and not known by now will not be known any better."""
+        while self._marks and self._marks[0].at < before:
+            self._marks.popleft().sums = self.sums
+
+
+def between(first: Mark, last: Mark) -> Sums:
+    """What went by between two marks that are known."""
+    assert first.sums is not None
+    assert last.sums is not None
+    return [b - a for a, b in zip(first.sums, last.sums, strict=True)]

@@ -1,0 +1,142 @@
+"""What has each worker been doing lately, compared with its like?"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median_low
+
+import msgspec
+
+from paceline.kernel.worker import WorkerState
+from paceline.observe.losses import WINDOW_S
+from paceline.observe.timeline import Mark, Timeline
+from paceline.policy.causes import NOTHING, Speed, Sums
+from paceline.policy.standing import Curve
+
+LIKE_STREAMS, LIKE_KV = 32.0, 32_000.0
+"""The step by which workers are compared."""
+LIKE_SAMPLES = 200
+"""Steps from which on a worker is known well enough for that."""
+UNLIKE = 1.15
+"""Times as slow as its like from which on a worker is not like them."""
+MOST_TROUBLES = 64
+MOST_PENDING = 4096
+"""Requests of one worker whose lateness waits to be explained."""
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """A worker failed a request."""
+
+    at: float
+    what: str
+    """hang or lost."""
+    because: str
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """A worker at one moment. Counters only grow."""
+
+    at: float
+    sums: tuple[float, ...]
+    """Seconds of its steps by what they went into (`policy.causes`)."""
+    tokens: float
+    """Each stream's, since the start."""
+    preemptions: int
+    queries: float
+    hits: float
+    """Prompt tokens asked of and found in its prefix cache."""
+    waiting: int
+    kv_used: float
+
+
+class Track:
+    """What is kept of one worker."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+        self.state: WorkerState | None = None
+        self.pending: deque[tuple[Mark, Callable[[], None]]] = deque(maxlen=MOST_PENDING)
+        """What can be explained once the mark is known."""
+        self.samples: deque[Sample] = deque(maxlen=int(WINDOW_S) + 1)
+        self.troubles: deque[Trouble] = deque(maxlen=MOST_TROUBLES)
+        self.like = 1.0
+        self._theta: tuple[float, ...] = ()
+
+    def learn(self, state: WorkerState) -> None:
+        """Keep up with what the kernel learns of it."""
+        self.state = state
+        theta = state.timing.coefficients
+        if theta is not self._theta:
+            self._theta = theta
+            self._renew(Curve(theta))
+
+    def _renew(self, curve: Curve) -> None:
+        assert self.state is not None
+        slowdown, budget = self.state.timing.slowdown, float(self.state.windows.budget)
+        self.timeline.speed = Speed(curve, self.like, slowdown, budget)
+
+    @property
+    def usual_s(self) -> float:
+        """A typical step, at its usual speed."""
+        curve = self.timeline.speed.curve
+        return curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
+
+    def troubled(self, what: str, because: str, now: float) -> None:
+        """It failed a request."""
+        self.troubles.append(Trouble(now, what, because))
+
+    def sample(self, state: WorkerState, like: float, now: float) -> None:
+        """Look at it."""
+        self.learn(state)
+        self.like = like
+        self._renew(self.timeline.speed.curve)
+        report = state.report
+        self.samples.append(
+            Sample(
+                now,
+                tuple(self.timeline.sums),
+                state.ledger.kv,
+                state.preemptions,
+                (report.prefix_queries_total or 0.0) if report else 0.0,
+                (report.prefix_hits_total or 0.0) if report else 0.0,
+                (report.waiting or 0) if report else 0,
+                (report.kv_used or 0.0) if report else 0.0,
+            )
+        )
+
+    def spent(self, now: float) -> tuple[Sums, float]:
+        """What its steps of late went into, and since when."""
+        if not self.samples:
+            return NOTHING, now
+        first = self.samples[0]
+        sums = [b - a for a, b in zip(first.sums, self.timeline.sums, strict=True)]
+        return sums, first.at
+
+
+def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: float) -> None:
+    """Look at all workers, each compared with those that serve the same at the same price."""
+    kinds: dict[tuple[str, str, float], list[float]] = {}
+    for worker_id, state in workers.items():
+        track = tracks.get(worker_id)
+        if track is None:
+            track = tracks[worker_id] = Track()
+        track.learn(state)
+        if state.timing.samples >= LIKE_SAMPLES:
+            kinds.setdefault(_kind(state), []).append(track.usual_s)
+    usual = {kind: median_low(seconds) for kind, seconds in kinds.items()}
+    for worker_id, state in workers.items():
+        track = tracks[worker_id]
+        known = state.timing.samples >= LIKE_SAMPLES
+        like = track.usual_s / usual[_kind(state)] if known else 1.0
+        track.sample(state, like if like > UNLIKE else 1.0, now)
+
+
+def _kind(state: WorkerState) -> tuple[str, str, float]:
+    worker = state.worker
+    return worker.model, worker.role, worker.cost_per_hour
+
+
+def since(troubles: Iterable[Trouble], what: str, after: float) -> list[Trouble]:
+    """Troubles of one kind, after so long."""
+    return [trouble for trouble in troubles if trouble.what == what and trouble.at >= after]
