@@ -30,8 +30,11 @@ from paceline.gateway.server import Gateway
 from paceline.host import Engine, LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.observe.admin import admin_app
+from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.findings import diagnosis_routes
 from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
+from paceline.observe.stalls import Stalls
 from paceline.wire.server import Limits, Server
 
 LAST_WORDS_S = 2.0
@@ -85,7 +88,8 @@ class _Application:
         timeouts = Timeouts(
             config.timeouts.connect_s, config.timeouts.first_token_s, config.timeouts.stall_s
         )
-        self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned)
+        stalls = Stalls(kernel)
+        self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned, stalls)
         self.quotas = Quotas(config.tenants)
         self.metrics = Metrics(kernel, self.host.gap_counts, GAP_BOUNDS, self._refusals)
         self.names = config.aliases
@@ -93,7 +97,9 @@ class _Application:
         own = ordinary_app(self.names, time(), self.ready)
         self.gateway = Gateway(self.host, _directory(config), self.names, own, quotas=self.quotas)
         self.server = Server(self.gateway, _limits(config), monotonic)
-        self.admin = admin_app(kernel, self.metrics, self, monotonic)
+        diagnosis = Diagnosis(kernel, stalls, (monotonic, time), self._refusals)
+        views = diagnosis_routes(diagnosis)
+        self.admin = admin_app(kernel, self.metrics, self, monotonic, views)
         self._load = load
         self._reloading = asyncio.Lock()
         self._stop = asyncio.Event()

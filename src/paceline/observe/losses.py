@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from paceline.policy.causes import Cause, Split, dominant
-from paceline.policy.diagnose import Loss
+from paceline.policy.look import Loss
 
 LATE_KEPT = 256
 """Newest late events kept of each worker."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
+import structlog
+
 from paceline.domain.commands import Command, Dispatch, Fail, Move, Pause, Shed
 from paceline.domain.facts import (
     ClientLeft,
@@ -28,7 +30,7 @@ from paceline.domain.facts import (
 from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.observe.losses import Late, Losses, of_request
-from paceline.observe.timeline import LateStep, Mark, Timeline, between
+from paceline.observe.timeline import LateStep, Mark, between
 from paceline.observe.workers import Track, look_at
 from paceline.policy.causes import (
     NOTHING,
@@ -52,6 +54,8 @@ REPORT_S = 2.5
 ALONE = 1.5
 """Times the longest gap of all streams that a single one's gap must be to be its own."""
 MOST_LAGS = 256
+
+log = structlog.get_logger("paceline")
 
 
 class Course:
@@ -111,6 +115,7 @@ class Stalls:
         """By worker."""
         self.lags: deque[tuple[float, float]] = deque(maxlen=MOST_LAGS)
         """When the event loop was late, and by how much."""
+        self.on_look: Callable[[float], None] = lambda now: None
         self._kernel = kernel
         self._courses: dict[str, Course] = {}
         self._floor_s = inf
@@ -130,7 +135,13 @@ class Stalls:
         }
 
     def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
-        """The kernel has handled a fact."""
+        """The kernel has handled a fact. What is explained here is not worth a stream."""
+        try:
+            self._saw(now, fact, commands)
+        except Exception:
+            log.exception("a bug kept something late from being explained")
+
+    def _saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
         handler = self._handlers.get(type(fact))
         if handler is not None:
             handler(fact, now)
@@ -149,7 +160,7 @@ class Stalls:
         workers = self._kernel.workers
         while self._doubts and self._doubts[0][0] <= now:
             self._doubts.popleft()[1]()
-        for worker_id, track in self.tracks.items():
+        for track in self.tracks.values():
             track.timeline.settle(now - PATIENCE_S)
             self._explain(track, now)
         gone = [worker_id for worker_id in self.tracks if worker_id not in workers]
@@ -157,6 +168,7 @@ class Stalls:
             del self.tracks[worker_id]
         self.losses.forget(gone)
         look_at(workers, self.tracks, now)
+        self.on_look(now)
         if len(self._courses) > 2 * len(self._kernel.requests) + 100:
             known = self._kernel.requests
             self._courses = {name: c for name, c in self._courses.items() if name in known}
@@ -457,4 +469,3 @@ def allowed_s(request: Request, seconds: float, split: Split) -> float:
     promise = request.promise
     allowed = min(promise.itl_s, promise.stall_s)
     return allowed if allowed < inf else min(split.get(Cause.BATCH, 0.0), seconds)
-

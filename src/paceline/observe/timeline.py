@@ -12,12 +12,14 @@ from math import inf
 
 import msgspec
 
-from paceline.policy.causes import LINK, NOTHING, SLOW, Speed, Sums, step_sums
+from paceline.policy.causes import LINK, NOTHING, PREFILL, SLOW, Speed, Sums, step_sums
 from paceline.policy.standing import Curve
 from paceline.policy.windows import PastStep
 
 FOLLOWED = 8
-"""Steps after a late one that show whether it is caught up."""
+"""Steps after a late one that show whether it is caught up..."""
+MADE_UP = 0.5
+"""...which it is if they make up for such a share of it."""
 MOST_OPEN = 64
 """Late steps that wait for those after them."""
 MOST_WORST = 64
@@ -42,7 +44,9 @@ class LateStep(msgspec.Struct):
     sums: Sums
     followed: int = 0
     regained_s: float = 0.0
-    """By which steps since then were quicker than expected."""
+    """By which steps of decodes since then were quicker than expected."""
+    misbooked_s: float = 0.0
+    """The same of steps with prompts, that may have been prefilled in this one."""
 
 
 class Timeline:
@@ -57,6 +61,8 @@ class Timeline:
         """Late steps that are not explained yet."""
         self._worst: deque[LateStep] = deque(maxlen=MOST_WORST)
         """Late steps, only those that no later one exceeds."""
+        self._saved_s = 0.0
+        """By how much steps with prompts just now were quicker than expected."""
         self._marks: deque[Mark] = deque()
 
     def mark(self, at: float) -> Mark:
@@ -85,16 +91,20 @@ class Timeline:
                 mark.sums = before
             else:
                 mark.sums = [b + share * s for b, s in zip(before, sums, strict=True)]
-        if self.late:
-            for late in self.late:
-                late.followed += step.count
-                late.regained_s += max(-step.count * each[SLOW], 0.0)
+        saved_s = max(-step.count * each[SLOW], 0.0)
+        for late in self.late:
+            late.followed += step.count
+            if step.prefill:
+                late.misbooked_s += saved_s
+            else:
+                late.regained_s += saved_s
         if step.seconds > late_s:
-            late = LateStep(step.ended_at, step.seconds, each)
+            late = LateStep(step.ended_at, step.seconds, each, misbooked_s=self._saved_s)
             self.late.append(late)
             while self._worst and self._worst[-1].seconds <= late.seconds:
                 self._worst.pop()
             self._worst.append(late)
+        self._saved_s = saved_s if step.prefill else 0.5 * self._saved_s
 
     def worst(self, since: float) -> LateStep | None:
         """The longest of the late steps that began after a moment."""
@@ -106,9 +116,11 @@ class Timeline:
         done = []
         while self.late and (self.late[0].followed >= FOLLOWED or self.late[0].at < before):
             late = self.late.popleft()
-            if late.regained_s > 0.5 * late.sums[SLOW] > 0.0:  # tokens were held up on their way
-                late.sums[LINK] += late.sums[SLOW]
-                late.sums[SLOW] = 0.0
+            if late.sums[SLOW] > 0.0:
+                if late.misbooked_s > MADE_UP * late.sums[SLOW]:
+                    _shift(late.sums, PREFILL)
+                elif late.regained_s > MADE_UP * late.sums[SLOW]:  # tokens were held up
+                    _shift(late.sums, LINK)
             done.append(late)
         return done
 
@@ -116,6 +128,12 @@ class Timeline:
         """What is marked before and not known by now will not be known any better."""
         while self._marks and self._marks[0].at < before:
             self._marks.popleft().sums = self.sums
+
+
+def _shift(sums: Sums, to: int) -> None:
+    """The worker was not slow: it was something else."""
+    sums[to] += sums[SLOW]
+    sums[SLOW] = 0.0
 
 
 def between(first: Mark, last: Mark) -> Sums:

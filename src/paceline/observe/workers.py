@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from statistics import median_low
 
 import msgspec
@@ -40,14 +40,10 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     at: float
     sums: tuple[float, ...]
     """Seconds of its steps by what they went into (`policy.causes`)."""
-    tokens: float
-    """Each stream's, since the start."""
     preemptions: int
     queries: float
     hits: float
     """Prompt tokens asked of and found in its prefix cache."""
-    waiting: int
-    kv_used: float
 
 
 class Track:
@@ -96,22 +92,24 @@ class Track:
             Sample(
                 now,
                 tuple(self.timeline.sums),
-                state.ledger.kv,
                 state.preemptions,
                 (report.prefix_queries_total or 0.0) if report else 0.0,
                 (report.prefix_hits_total or 0.0) if report else 0.0,
-                (report.waiting or 0) if report else 0,
-                (report.kv_used or 0.0) if report else 0.0,
             )
         )
 
-    def spent(self, now: float) -> tuple[Sums, float]:
-        """What its steps of late went into, and since when."""
-        if not self.samples:
-            return NOTHING, now
-        first = self.samples[0]
-        sums = [b - a for a, b in zip(first.sums, self.timeline.sums, strict=True)]
-        return sums, first.at
+    def spent(self, since: float) -> Sums:
+        """What its steps went into since then."""
+        first = next((sample for sample in self.samples if sample.at >= since), None)
+        if first is None:
+            return NOTHING
+        return [b - a for a, b in zip(first.sums, self.timeline.sums, strict=True)]
+
+    def since(self, what: str, after: float) -> list[Trouble]:
+        """Troubles of one kind, after a moment."""
+        return [
+            trouble for trouble in self.troubles if trouble.what == what and trouble.at >= after
+        ]
 
 
 def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: float) -> None:
@@ -135,8 +133,3 @@ def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: f
 def _kind(state: WorkerState) -> tuple[str, str, float]:
     worker = state.worker
     return worker.model, worker.role, worker.cost_per_hour
-
-
-def since(troubles: Iterable[Trouble], what: str, after: float) -> list[Trouble]:
-    """Troubles of one kind, after so long."""
-    return [trouble for trouble in troubles if trouble.what == what and trouble.at >= after]

@@ -34,9 +34,6 @@ HANG_S, HANG_STEPS = 1.0, 20.0
 DISTURBED = 1.2
 """Slowdown from which on what a step with prefill took too long is the worker's and not the
 prompt's, whose cost may not be known well."""
-CAUGHT_UP = 0.5
-"""Share of a late gap that must be made up for by quick steps after it for the tokens to have been
-held up on their way."""
 
 
 class Cause(StrEnum):
