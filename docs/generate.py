@@ -78,6 +78,7 @@ ENDPOINTS = {
     "/tokenize": "Token ids of a text.",
     "/reset_prefix_cache": "Forget what is cached, unless blocks are in use.",
     "/emulate/state": "What runs, waits and was ordered.",
+    "/emulate/steps": "The newest steps as they really were, if `step_log` is set.",
     "/emulate/slowdown": "Steps take `factor` times as long.",
     "/emulate/hang": "No step ends for a while.",
     "/emulate/crash": "All connections and the listener are gone.",

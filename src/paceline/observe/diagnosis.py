@@ -13,13 +13,13 @@ from paceline.kernel.watch import HANG_STEPS, LEAST_HANG_S, LEAST_SAMPLES
 from paceline.kernel.worker import WorkerState
 from paceline.observe.losses import WINDOW_S, Late
 from paceline.observe.stalls import Stalls
-from paceline.observe.workers import Track
-from paceline.policy.causes import BATCH, PREFILL, SLOW, STEPS, Cause
+from paceline.observe.workers import LIKE_SAMPLES, Track
+from paceline.policy.causes import AT_BEST, BATCH, PREFILL, SLOW, STEPS, TOKENS, Cause
 from paceline.policy.diagnose import diagnose
 from paceline.policy.look import Finding, Look, WorkerLook
 
-PACE_S = 8.0
-"""Over so many seconds the speed of a worker's steps is judged: some hundred of them."""
+HUNG_STEPS = 3.0
+"""Times that a step with all prompts ahead in it may take, until its worker seems to hang."""
 LOOK_S = 5.0
 """How often the fleet is looked at unasked, so that it is known since when a trouble lasts."""
 GONE_S = 15.0
@@ -145,15 +145,19 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
     """How one worker has been doing."""
     report, ledger, worker = state.report, state.ledger, state.worker
     samples = track.samples
-    pace = track.spent(now - PACE_S)
+    pace = track.timeline.pace
     window = track.spent(now - WINDOW_S)
-    busy_s = sum(window[: STEPS - 1])
+    busy_s = sum(window[:TOKENS])
     first = samples[0] if samples else None
     queries = (report.prefix_queries_total or 0.0) if report else 0.0
     hits = (report.prefix_hits_total or 0.0) if report else 0.0
+    there = len(ledger.entries) + state.elsewhere.requests
+    told = (report.running or 0) + (report.waiting or 0) if report else 0
     hangs = track.since("hang", now - WINDOW_S)
     lost = track.since("lost", now - WINDOW_S)
-    step_s = track.usual_s * state.timing.slowdown * track.like
+    speed = track.timeline.speed
+    step_s = track.usual_s * speed.slowdown
+    full_s = speed.curve.at(min(ledger.streams + ledger.ahead, speed.budget)) * speed.slowdown
     seen = ledger.streams > ledger.blind or ledger.ahead > 0.0
     learned = state.timing.samples >= LEAST_SAMPLES
     return WorkerLook(
@@ -165,23 +169,25 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         because=(report.because if report is not None else "it has not answered yet"),
         hangs=len(hangs),
         silent_s=now - state.last_step_at if seen and learned and ledger.entries else 0.0,
-        hang_s=max(LEAST_HANG_S, HANG_STEPS * step_s),
+        hang_s=max(LEAST_HANG_S, HANG_STEPS * step_s, HUNG_STEPS * full_s),
         failed=len(lost),
         failure=lost[-1].because if lost else "",
         streams=ledger.streams,
         arriving=len(ledger.entries) - ledger.streams,
         ahead=ledger.ahead,
-        steps=pace[STEPS],
+        steps=pace[STEPS] if state.timing.samples >= LIKE_SAMPLES else 0.0,
+        stepped_s=now - track.timeline.reached,
         normal_s=pace[BATCH] + pace[PREFILL],
         slow_s=max(pace[SLOW], 0.0),
+        best_s=pace[AT_BEST],
         prefill_share=window[PREFILL] / busy_s if busy_s > 0.0 else 0.0,
         slowdown=state.timing.slowdown,
-        like=track.like,
         budget=float(state.windows.budget),
         overhead_s=state.windows.overhead_s,
         kv_used=(report.kv_used or 0.0) if report else 0.0,
         preemptions=state.preemptions - first.preemptions if first else 0,
         waiting=(report.waiting or 0) if report else 0,
+        foreign=max(told - there, 0),
         queries=queries - first.queries if first else 0.0,
         hits=hits - first.hits if first else 0.0,
         usual_hits=hits / queries if queries else 0.0,

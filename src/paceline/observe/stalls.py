@@ -312,7 +312,8 @@ class Stalls:
 
         def explain() -> None:
             sums = between(sent, mark)
-            split = of_first_token(queued_s, mark.at - sent.at, sums, uncached, budget)
+            there_s, waits = mark.at - sent.at, _has_queue(track)
+            split = of_first_token(queued_s, there_s, sums, uncached, budget, waits)
             self._lost(mark.at, "first_token", seconds, add(split, extra), allowed_s, of, 1)
 
         track.pending.append((mark, explain))
@@ -462,6 +463,12 @@ class Stalls:
         if course is not None:
             self.losses.request_over(now)
         return course
+
+
+def _has_queue(track: Track) -> bool:
+    """Do requests wait in the engine, as far as it says?"""
+    report = track.state.report if track.state is not None else None
+    return report is None or report.waiting is None or report.waiting > 0
 
 
 def allowed_s(request: Request, seconds: float, split: Split) -> float:

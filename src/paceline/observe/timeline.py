@@ -26,6 +26,12 @@ MOST_WORST = 64
 """Late steps kept, each shorter than the one before."""
 
 
+FADE = 0.95
+"""Of what is known of a worker's pace, with each step: some twenty of them count."""
+MOST_FADED = 20
+"""Steps told in one count for so many at most."""
+
+
 class Mark:
     """A moment, and the sums up to it once they are known."""
 
@@ -54,6 +60,8 @@ class Timeline:
 
     def __init__(self) -> None:
         self.sums: Sums = NOTHING
+        self.pace: Sums = NOTHING
+        """The same of the last steps alone, however long ago those were."""
         self.reached = -inf
         """Up to when its steps are known."""
         self.speed = Speed(Curve((1e-3, *[0.0] * 9)))
@@ -81,6 +89,8 @@ class Timeline:
             sums = [step.count * s for s in each]
         before, marks = self.sums, self._marks
         after = self.sums = list(map(float.__add__, before, sums))
+        fade, few = FADE**step.count, min(step.count, MOST_FADED)
+        self.pace = [fade * p + few * e for p, e in zip(self.pace, each, strict=True)]
         self.reached = step.ended_at
         while marks and marks[0].at <= step.ended_at:
             mark, span_s = marks.popleft(), step.count * step.seconds

@@ -20,6 +20,8 @@ LIKE_SAMPLES = 200
 """Steps from which on a worker is known well enough for that."""
 UNLIKE = 1.15
 """Times as slow as its like from which on a worker is not like them."""
+SMOOTH, FORGET = 0.1, 0.001
+"""How fast, a second, a worker's usual speed is smoothed, and how fast its best is forgotten."""
 MOST_TROUBLES = 64
 MOST_PENDING = 4096
 """Requests of one worker whose lateness waits to be explained."""
@@ -56,21 +58,33 @@ class Track:
         """What can be explained once the mark is known."""
         self.samples: deque[Sample] = deque(maxlen=int(WINDOW_S) + 1)
         self.troubles: deque[Trouble] = deque(maxlen=MOST_TROUBLES)
-        self.like = 1.0
+        self._like_s = self._best_s = self._smooth_s = 0.0
+        """What a typical step takes at its like, at its own best, and of late; 0: not known yet."""
         self._theta: tuple[float, ...] = ()
 
     def learn(self, state: WorkerState) -> None:
         """Keep up with what the kernel learns of it."""
         self.state = state
-        theta = state.timing.coefficients
-        if theta is not self._theta:
-            self._theta = theta
-            self._renew(Curve(theta))
+        timing, speed = state.timing, self.timeline.speed
+        if timing.coefficients is not self._theta:
+            self._theta = timing.coefficients
+            self._renew(Curve(self._theta))
+        elif abs(timing.slowdown - speed.slowdown) > 0.02 * speed.slowdown:
+            self._renew(speed.curve)
 
     def _renew(self, curve: Curve) -> None:
+        """Its speed is another, or what it is compared with."""
         assert self.state is not None
-        slowdown, budget = self.state.timing.slowdown, float(self.state.windows.budget)
-        self.timeline.speed = Speed(curve, self.like, slowdown, budget)
+        usual_s = curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
+        like = usual_s / self._like_s if self._like_s else 1.0
+        aged = usual_s / self._best_s if self._best_s else 1.0
+        self.timeline.speed = Speed(
+            curve,
+            like if like > UNLIKE else 1.0,
+            aged if aged > UNLIKE else 1.0,
+            self.state.timing.slowdown,
+            float(self.state.windows.budget),
+        )
 
     @property
     def usual_s(self) -> float:
@@ -78,14 +92,22 @@ class Track:
         curve = self.timeline.speed.curve
         return curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
 
+    def _age(self) -> None:
+        """Compare with its best: what is learned of a slow worker is soon its usual speed."""
+        usual_s = self.usual_s
+        self._smooth_s += SMOOTH * (usual_s - self._smooth_s) if self._smooth_s else usual_s
+        best_s = min(self._best_s or self._smooth_s, self._smooth_s)
+        self._best_s = best_s + FORGET * (self._smooth_s - best_s)
+
     def troubled(self, what: str, because: str, now: float) -> None:
         """It failed a request."""
         self.troubles.append(Trouble(now, what, because))
 
-    def sample(self, state: WorkerState, like: float, now: float) -> None:
-        """Look at it."""
-        self.learn(state)
-        self.like = like
+    def sample(self, state: WorkerState, like_s: float, now: float) -> None:
+        """Look at it; a typical step takes `like_s` at its like."""
+        self._like_s = like_s
+        if state.timing.samples >= LIKE_SAMPLES:
+            self._age()
         self._renew(self.timeline.speed.curve)
         report = state.report
         self.samples.append(
@@ -126,8 +148,7 @@ def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: f
     for worker_id, state in workers.items():
         track = tracks[worker_id]
         known = state.timing.samples >= LIKE_SAMPLES
-        like = track.usual_s / usual[_kind(state)] if known else 1.0
-        track.sample(state, like if like > UNLIKE else 1.0, now)
+        track.sample(state, usual[_kind(state)] if known else 0.0, now)
 
 
 def _kind(state: WorkerState) -> tuple[str, str, float]:

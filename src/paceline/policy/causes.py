@@ -70,9 +70,10 @@ class Cause(StrEnum):
 Split = dict[Cause, float]
 """Seconds by cause; all above 0."""
 Sums = list[float]
-"""Seconds of steps by what they went into, prompt tokens prefilled in them, and their number."""
-BATCH, PREFILL, SLOW, LINK, GATEWAY, HANG, TOKENS, STEPS = range(8)
-NOTHING: Sums = [0.0] * 8
+"""Seconds of steps by what they went into, prompt tokens prefilled in them, their number, and the
+seconds that they would have taken at their worker's own best."""
+BATCH, PREFILL, SLOW, LINK, GATEWAY, HANG, TOKENS, STEPS, AT_BEST = range(9)
+NOTHING: Sums = [0.0] * 9
 NECESSARY = (Cause.BATCH, Cause.OWN_PREFILL)
 
 
@@ -83,6 +84,8 @@ class Speed(msgspec.Struct, frozen=True, gc=False):
     """Of its own steps, at its usual speed."""
     like: float = 1.0
     """Times that its usual step takes as long as those of its like; at least 1."""
+    aged: float = 1.0
+    """Times that its usual step takes as long as at its own best; at least 1."""
     slowdown: float = 1.0
     """Times as long as usual that its steps take just now."""
     budget: float = 2048.0
@@ -101,7 +104,7 @@ def step_sums(step: PastStep, speed: Speed, lag_s: float = 0.0) -> Sums:
 
     `slow` may be negative: noise, or tokens that catch up. Over many steps that evens out.
     """
-    curve, like = speed.curve, speed.like
+    curve, like = speed.curve, max(speed.like, speed.aged)
     batch_s = (curve.at(step.streams) + curve.kv_s * step.kv) / like
     prefill_s, tokens = 0.0, step.prefill
     if tokens:
@@ -111,8 +114,9 @@ def step_sums(step: PastStep, speed: Speed, lag_s: float = 0.0) -> Sums:
     steps = ceil(tokens / speed.budget) if step.idle and tokens else 1
     batch_s *= steps  # to an idle worker's first token
     rest_s = step.seconds - batch_s - prefill_s
+    best_s = (batch_s + prefill_s) * like / speed.aged
     if rest_s <= 0.0:
-        return [batch_s, prefill_s, rest_s, 0.0, 0.0, 0.0, tokens, steps]
+        return [batch_s, prefill_s, rest_s, 0.0, 0.0, 0.0, tokens, steps, best_s]
     gateway_s = min(lag_s, rest_s)
     rest_s -= gateway_s
     expected_s = batch_s + prefill_s
@@ -126,12 +130,12 @@ def step_sums(step: PastStep, speed: Speed, lag_s: float = 0.0) -> Sums:
         hang_s, rest_s = rest_s, 0.0
     elif (tokens or step.spoiled) and speed.slowdown * like < DISTURBED:
         prefill_s, rest_s = prefill_s + rest_s, 0.0
-    return [batch_s, prefill_s, rest_s, link_s, gateway_s, hang_s, tokens, steps]
+    return [batch_s, prefill_s, rest_s, link_s, gateway_s, hang_s, tokens, steps, best_s]
 
 
 def of_gaps(sums: Sums) -> Split:
     """Seconds of steps as a stream meets them that only decodes."""
-    batch_s, prefill_s, slow_s, link_s, gateway_s, hang_s, _, _ = sums
+    batch_s, prefill_s, slow_s, link_s, gateway_s, hang_s, *_ = sums
     if slow_s < 0.0:  # quicker than expected: so were the batch and the prompts
         usual_s = batch_s + prefill_s
         share = max(1.0 + slow_s / usual_s, 0.0) if usual_s > 0.0 else 0.0
@@ -149,26 +153,27 @@ def of_gaps(sums: Sums) -> Split:
 
 
 def of_first_token(
-    queued_s: float, there_s: float, sums: Sums, uncached: float, budget: float
+    queued_s: float, there_s: float, sums: Sums, uncached: float, budget: float, waits: bool = True
 ) -> Split:
     """Seconds until a first token: at the gateway, and at a worker whose steps meanwhile are told.
 
     An engine prefills in order, so all prompt tokens of those steps but one's own were before it;
-    a step holds `budget` of them. Steps that were not needed for any were spent in the queue.
+    a step holds `budget` of them. Steps that were not needed for any were spent in the queue, or
+    on the way if nobody `waits` in the engine.
     """
     split = of_gaps(sums)
     tokens = max(sums[TOKENS], uncached, 1.0)
     own = min(uncached / tokens, 1.0)
     needed = min(ceil(tokens / max(budget, 1.0)) / sums[STEPS], 1.0) if sums[STEPS] else 0.0
     batch_s, prefill_s = split.pop(Cause.BATCH, 0.0), split.pop(Cause.OTHERS_PREFILL, 0.0)
-    worked_s = prefill_s + batch_s * needed
+    worked_s, link_s = prefill_s + batch_s * needed, split.get(Cause.LINK, 0.0)
     split[Cause.OWN_PREFILL] = own * worked_s
     split[Cause.OTHERS_PREFILL] = (1.0 - own) * worked_s
-    split[Cause.ENGINE_QUEUE] = batch_s * (1.0 - needed)
     split[Cause.GATEWAY_QUEUE] = queued_s
-    unseen_s = there_s - sum(sums[:TOKENS])
-    if unseen_s > 0.0:
-        split[Cause.LINK] = split.get(Cause.LINK, 0.0) + unseen_s
+    idle_s = batch_s * (1.0 - needed)
+    split[Cause.ENGINE_QUEUE] = idle_s if waits else 0.0
+    unseen_s = max(there_s - sum(sums[:TOKENS]), 0.0)
+    split[Cause.LINK] = link_s + unseen_s + (0.0 if waits else idle_s)
     return _positive(split)
 
 

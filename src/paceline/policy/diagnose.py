@@ -23,9 +23,13 @@ LEAST_LOST = 3
 ONE_WORKER = 0.6
 """Share of a model's losses from which on they are one worker's affair."""
 SLOW = 1.4
-"""Times as long as normal that a worker's steps take, over some seconds, for it to be slow."""
-LEAST_BUSY_S, LEAST_STEPS = 1.0, 20
-"""What must have been seen of its steps for that."""
+"""Times as long as normal that a worker's steps take for it to be slow..."""
+LEAST_STEPS = 10.0
+"""...if so many say so..."""
+OUTDATED_S = 60.0
+"""...and not so long ago: who is slow gets little work that could show it."""
+STRANGERS = 4
+"""Requests from elsewhere, and no fewer than from here, by which a worker is slowed."""
 PREEMPTED = 3
 """Preemptions from which on a KV cache counts as too full."""
 FAILED = 3
@@ -43,12 +47,22 @@ THRASH_TOKENS = 2000.0
 """...and prompt tokens that must have been looked up for it to be seen."""
 FULL = 0.9
 """Share of a KV cache in use from which on it is full."""
+CAUSES = frozenset(("lost_worker", "hung_worker", "slow_worker", "gateway_saturated"))
+CONSEQUENCES = frozenset(("fleet_full", "engine_queue", "unbalanced_routing"))
+"""Where something is broken, those are more likely to come from it: they are named after it."""
 
 
 def diagnose(look: Look) -> list[Finding]:
     """All troubles, those that cost most promises first."""
     findings = [finding for check in CHECKS for finding in check(look)]
-    findings.sort(key=lambda f: (-f.hurt.promises_lost, -f.hurt.seconds_lost))
+    short = {finding.model for finding in findings if finding.kind in CAUSES}
+    findings.sort(
+        key=lambda f: (
+            f.kind in CONSEQUENCES and f.model in short,
+            -f.hurt.promises_lost,
+            -f.hurt.seconds_lost,
+        )
+    )
     return findings
 
 
@@ -128,41 +142,74 @@ def hung_workers(look: Look) -> Iterator[Finding]:
 def slow_workers(look: Look) -> Iterator[Finding]:
     """Whose steps take longer than such work takes?"""
     for w in look.workers:
-        seen = w.normal_s + w.slow_s >= LEAST_BUSY_S and w.steps >= LEAST_STEPS
-        if seen and w.times >= SLOW and not w.hangs:
-            than = "its like" if w.like > 1.0 else "usual for it"
+        worse = w.times_itself >= SLOW  # than it was; others are slower by nature
+        times = w.times_itself if worse else w.times
+        lost = hurt_by(look, (Cause.SLOW_WORKER,), w.model, w.id)
+        known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
+        if known and not w.hangs and (worse or (w.times >= SLOW and _matters(look, lost))):
+            than = "they used to take there" if worse else "they take at its like"
+            if _has_strangers(w):
+                yield foreign_load(look, w, times)
+                continue
             yield _found(
                 look,
                 w,
                 "slow_worker",
                 (Cause.SLOW_WORKER,),
-                f"Steps of {w.id} take {w.times:.1f} times as long as such steps of {than}.",
+                f"Steps of {w.id} take {times:.1f} times as long as {than}.",
                 "Look at its GPU's clocks, temperature and neighbours; drain it if it stays so.",
-                times_as_slow=w.times,
+                times_as_slow=times,
                 step_ms=1e3 * (w.normal_s + w.slow_s) / w.steps,
                 normal_step_ms=1e3 * w.normal_s / w.steps,
                 slowdown_now=w.slowdown,
-                steps_seen=w.steps,
+                seen_s_ago=w.stepped_s,
             )
+
+
+def _has_strangers(w: WorkerLook) -> bool:
+    return w.foreign >= max(STRANGERS, w.streams + w.arriving)
+
+
+def foreign_load(look: Look, w: WorkerLook, times: float) -> Finding:
+    """It is not slow: it works for others."""
+    return _found(
+        look,
+        w,
+        "foreign_load",
+        (Cause.SLOW_WORKER, Cause.ENGINE_QUEUE),
+        f"{w.id} has {w.foreign} requests that did not come through this gateway; its steps take "
+        f"{times:.1f} times as long as they would.",
+        "Let all clients of the engine ask this gateway, or give them engines of their own.",
+        foreign_requests=w.foreign,
+        own_requests=w.streams + w.arriving,
+        times_as_slow=times,
+    )
 
 
 def kv_pressure(look: Look) -> Iterator[Finding]:
     """Which engine throws streams out of its KV cache?"""
     for w in look.workers:
-        if w.preemptions >= PREEMPTED:
+        if _kv_is_short(look, w):
             yield _found(
                 look,
                 w,
                 "kv_pressure",
                 (Cause.PREEMPTION, Cause.PAUSE, Cause.ENGINE_QUEUE),
-                f"The KV cache of {w.id} ran out: its engine threw out {w.preemptions} streams "
-                f"in {look.window_s:.0f} s.",
+                f"The KV cache of {w.id} is full ({w.kv_used:.0%}): its engine threw out "
+                f"{w.preemptions} streams in {look.window_s:.0f} s, and {w.waiting} wait in it.",
                 "Give the engine more KV cache (memory utilisation, FP8 cache), let it take fewer "
                 "sequences at once, or add workers.",
                 preemptions=w.preemptions,
                 kv_used=w.kv_used,
                 engine_waiting=w.waiting,
             )
+
+
+def _kv_is_short(look: Look, w: WorkerLook) -> bool:
+    if w.preemptions >= PREEMPTED:
+        return True
+    waited = hurt_by(look, (Cause.ENGINE_QUEUE, Cause.PREEMPTION), w.model, w.id)
+    return w.kv_used >= FULL and w.waiting > 0 and _matters(look, waited)
 
 
 def cache_thrash(look: Look) -> Iterator[Finding]:
@@ -273,6 +320,10 @@ COSTLY = (
 
 def costly(look: Look) -> Iterator[Finding]:
     """What broke promises, and where?"""
+    full = [w.id for w in look.workers if _kv_is_short(look, w)]
+    queued = (Cause.ENGINE_QUEUE, Cause.PREEMPTION)
+    losses = [x for x in look.losses if x.cause not in queued or x.worker not in full]
+    look = msgspec.structs.replace(look, losses=losses)  # without what `kv_pressure` has named
     for model in sorted({loss.model for loss in look.losses}):
         for trouble in COSTLY:
             lost = hurt_by(look, trouble.causes, model)

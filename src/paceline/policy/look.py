@@ -54,21 +54,26 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     ahead: float = 0.0
     """Prompt tokens sent and not yet prefilled."""
     steps: float = 0.0
+    """The last ones, by which its speed is judged; older ones count less."""
+    stepped_s: float = 0.0
+    """So long ago."""
     normal_s: float = 0.0
-    """What its steps of the last seconds would have taken at normal speed..."""
+    """What they would have taken at normal speed..."""
     slow_s: float = 0.0
     """...and what they took more."""
+    best_s: float = 0.0
+    """What they would have taken at its own best."""
     prefill_share: float = 0.0
     """Of the time of its steps."""
     slowdown: float = 1.0
-    like: float = 1.0
-    """Times as slow as its like, at its usual speed."""
     budget: float = 0.0
     overhead_s: float = 0.0
     kv_used: float = 0.0
     preemptions: int = 0
     waiting: int = 0
     """In the engine, as it says."""
+    foreign: int = 0
+    """Requests that it has, and that no gateway known here has sent."""
     queries: float = 0.0
     hits: float = 0.0
     usual_hits: float = 0.0
@@ -80,6 +85,11 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     def times(self) -> float:
         """As long as normal that its steps take."""
         return 1.0 + self.slow_s / self.normal_s if self.normal_s > 0.0 else 1.0
+
+    @property
+    def times_itself(self) -> float:
+        """As long as at its own best."""
+        return (self.normal_s + self.slow_s) / self.best_s if self.best_s > 0.0 else 1.0
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
