@@ -80,7 +80,8 @@ class Slow:
                 writer.close()
                 return
             await asyncio.sleep(max(due - monotonic(), 0.0))
-            writer.write(data)
+            with suppress(RuntimeError):  # closed meanwhile
+                writer.write(data)
 
 
 class Stage:
@@ -169,7 +170,7 @@ async def hang(stage: Stage) -> None:
 
 
 async def crash(stage: Stage) -> None:
-    await stage.order("crash", restart_after_s=15.0)
+    await stage.order("crash", engine=1, restart_after_s=15.0)
 
 
 async def long_prompts(stage: Stage) -> None:
@@ -211,7 +212,7 @@ async def busy_gateway(stage: Stage) -> None:
 
 
 async def flood(stage: Stage) -> None:
-    stage.ask(14 * RATE, TROUBLE_S, seed=5)
+    stage.ask(25.0, TROUBLE_S, seed=5, prompts=fixed(4000), answers=fixed(20))
 
 
 async def over_quota(stage: Stage) -> None:

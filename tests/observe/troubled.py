@@ -17,7 +17,7 @@ from paceline.observe.stalls import Stalls
 from paceline.policy.causes import Cause
 from paceline.policy.look import Finding
 from paceline.simulator.replica import Replica
-from paceline.simulator.scenario import Fault, Network, Requests, Scenario, SimTier, Workers
+from paceline.simulator.scenario import Fault, Requests, Scenario, SimTier, Workers
 from paceline.simulator.simulation import Simulation
 
 CHAT = Requests(rate=9.0, tier="chat", tenant="acme", prompt=(300, 1500), output=(120, 400))
@@ -98,16 +98,16 @@ class Watched:
         if now < self.simulation.scenario.seconds:
             self.simulation.clock.at(now + 1.0, self._look)
 
-    def _record(self, replica: Replica, steps: list[TrueStep]) -> None:
+    def _record(self, replica: Replica, record: list[TrueStep]) -> None:
         scheduler, clock = replica.scheduler, self.simulation.clock
         complete = scheduler.complete
 
-        def noted(plan: StepPlan, count: int = 0) -> StepOutcome:
-            load, profile, n = plan.load, scheduler.profile, count or plan.steps
+        def noted(plan: StepPlan, steps: int = 0) -> StepOutcome:
+            load, profile, n = plan.load, scheduler.profile, steps or plan.steps
             decode_s = profile.step_seconds(msgspec.structs.replace(load, prefill=0, attention=0.0))
             prefill_s = profile.step_seconds(load) - decode_s
             took_s = plan.seconds_of(n)
-            steps.append(
+            record.append(
                 TrueStep(
                     replica.began_at,
                     clock.now,
@@ -117,7 +117,7 @@ class Watched:
                     scheduler.slowdown,
                 )
             )
-            return complete(plan, count)
+            return complete(plan, steps)
 
         scheduler.complete = noted  # type: ignore[method-assign]
 
@@ -138,7 +138,3 @@ class Watched:
             Cause.HANG: longest.ended_at - longest.began_at - longest.planned_s,
         }
         return max(parts, key=lambda cause: parts[cause])
-
-
-def quiet(latency_s: float = 0.001, **of: Any) -> Network:
-    return Network(latency_s=latency_s, **of)

@@ -151,8 +151,6 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
     first = samples[0] if samples else None
     queries = (report.prefix_queries_total or 0.0) if report else 0.0
     hits = (report.prefix_hits_total or 0.0) if report else 0.0
-    there = len(ledger.entries) + state.elsewhere.requests
-    told = (report.running or 0) + (report.waiting or 0) if report else 0
     hangs = track.since("hang", now - WINDOW_S)
     lost = track.since("lost", now - WINDOW_S)
     speed = track.timeline.speed
@@ -181,13 +179,14 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         slow_s=max(pace[SLOW], 0.0),
         best_s=pace[AT_BEST],
         prefill_share=window[PREFILL] / busy_s if busy_s > 0.0 else 0.0,
-        slowdown=state.timing.slowdown,
+        slowdown=speed.slowdown * speed.aged,
+        engine_times=track.engine_s / track.normal_s if track.normal_s > 0.0 else 0.0,
         budget=float(state.windows.budget),
         overhead_s=state.windows.overhead_s,
         kv_used=(report.kv_used or 0.0) if report else 0.0,
         preemptions=state.preemptions - first.preemptions if first else 0,
         waiting=(report.waiting or 0) if report else 0,
-        foreign=max(told - there, 0),
+        foreign=min(track.foreign),
         queries=queries - first.queries if first else 0.0,
         hits=hits - first.hits if first else 0.0,
         usual_hits=hits / queries if queries else 0.0,

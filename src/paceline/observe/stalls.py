@@ -26,11 +26,12 @@ from paceline.domain.facts import (
     StreamBroke,
     StreamEnded,
     StreamStopped,
+    WorkerReported,
 )
 from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.observe.losses import Late, Losses, of_request
-from paceline.observe.timeline import LateStep, Mark, between
+from paceline.observe.timeline import PATIENCE_S, REPORT_S, LateStep, Mark, between
 from paceline.observe.workers import Track, look_at
 from paceline.policy.causes import (
     NOTHING,
@@ -47,10 +48,6 @@ from paceline.policy.causes import (
 
 LOOK_S = 1.0
 """How often the workers are looked at."""
-PATIENCE_S = 1.0
-"""Until what is known of a step has to suffice."""
-REPORT_S = 2.5
-"""Within so long an engine's report says whether it has preempted."""
 ALONE = 1.5
 """Times the longest gap of all streams that a single one's gap must be to be its own."""
 MOST_LAGS = 256
@@ -132,6 +129,7 @@ class Stalls:
             StreamBroke: self._broke,
             DispatchFailed: self._failed,
             ClientLeft: self._left,
+            WorkerReported: self._reported,
         }
 
     def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
@@ -195,6 +193,11 @@ class Stalls:
         if timeline.late or track.pending:
             self._explain(track, now)
 
+    def _reported(self, fact: WorkerReported, now: float) -> None:
+        state = self._kernel.workers.get(fact.worker_id)
+        if state is not None:
+            self._track(fact.worker_id).reported(state, fact.report)
+
     def _lag_s(self, began_at: float, ended_at: float) -> float:
         """What the event loop was late by while a step's tokens came."""
         late_s = 0.0
@@ -206,7 +209,7 @@ class Stalls:
         return late_s
 
     def _explain(self, track: Track, now: float) -> None:
-        for late in track.timeline.explained(now - PATIENCE_S):
+        for late in track.timeline.explained(now):
             self._late_step(track, late)
         pending = track.pending
         while pending and pending[0][0].sums is not None:

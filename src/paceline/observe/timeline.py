@@ -20,7 +20,11 @@ FOLLOWED = 8
 """Steps after a late one that show whether it is caught up..."""
 MADE_UP = 0.5
 """...which it is if they make up for such a share of it."""
-MOST_OPEN = 64
+PATIENCE_S = 1.0
+"""Until what is known of a step has to suffice."""
+REPORT_S = 2.5
+"""Within so long an engine's next report comes, if it is well."""
+MOST_OPEN = 256
 """Late steps that wait for those after them."""
 MOST_WORST = 64
 """Late steps kept, each shorter than the one before."""
@@ -51,6 +55,8 @@ class LateStep(msgspec.Struct):
     followed: int = 0
     regained_s: float = 0.0
     """By which steps of decodes since then were quicker than expected."""
+    told: bool = False
+    """Its engine has reported since."""
     misbooked_s: float = 0.0
     """The same of steps with prompts, that may have been prefilled in this one."""
 
@@ -121,15 +127,32 @@ class Timeline:
         began = since - 1e-3
         return next((late for late in self._worst if late.at - late.seconds >= began), None)
 
-    def explained(self, before: float) -> list[LateStep]:
-        """Late steps of which enough is known by now, or that ended before so long."""
+    def told(self, held_up: bool) -> None:
+        """The engine has told of its gaps up to now: were they `held_up` on their way?"""
+        for late in self.late:
+            late.told = True
+            if held_up:
+                _shift(late.sums, LINK)
+
+    def explained(self, now: float) -> list[LateStep]:
+        """Late steps of which enough is known by now.
+
+        Where a worker seems slow, its engine's next report may say that it was not.
+        """
         done = []
-        while self.late and (self.late[0].followed >= FOLLOWED or self.late[0].at < before):
-            late = self.late.popleft()
-            if late.sums[SLOW] > 0.0:
-                if late.misbooked_s > MADE_UP * late.sums[SLOW]:
+        while self.late:
+            late = self.late[0]
+            slow_s, age_s = late.sums[SLOW], now - late.at
+            if slow_s > 0.5 * late.seconds and not late.told:
+                if age_s < REPORT_S:
+                    break
+            elif late.followed < FOLLOWED and age_s < PATIENCE_S:
+                break
+            self.late.popleft()
+            if slow_s > 0.0:
+                if late.misbooked_s > MADE_UP * slow_s:
                     _shift(late.sums, PREFILL)
-                elif late.regained_s > MADE_UP * late.sums[SLOW]:  # tokens were held up
+                elif late.regained_s > MADE_UP * slow_s:  # tokens were held up
                     _shift(late.sums, LINK)
             done.append(late)
         return done

@@ -8,16 +8,19 @@ from statistics import median_low
 
 import msgspec
 
+from paceline.domain.worker import WorkerReport
 from paceline.kernel.worker import WorkerState
 from paceline.observe.losses import WINDOW_S
-from paceline.observe.timeline import Mark, Timeline
-from paceline.policy.causes import NOTHING, Speed, Sums
+from paceline.observe.timeline import MADE_UP, Mark, Timeline
+from paceline.policy.causes import BATCH, NOTHING, PREFILL, STEPS, TOKENS, Speed, Sums
 from paceline.policy.standing import Curve
 
 LIKE_STREAMS, LIKE_KV = 32.0, 32_000.0
 """The step by which workers are compared."""
 LIKE_SAMPLES = 200
 """Steps from which on a worker is known well enough for that."""
+LEAST_GAPS = 10
+"""Gaps and steps that must lie between two reports for them to be compared."""
 UNLIKE = 1.15
 """Times as slow as its like from which on a worker is not like them."""
 SMOOTH, FORGET = 0.1, 0.001
@@ -60,6 +63,13 @@ class Track:
         self.troubles: deque[Trouble] = deque(maxlen=MOST_TROUBLES)
         self._like_s = self._best_s = self._smooth_s = 0.0
         """What a typical step takes at its like, at its own best, and of late; 0: not known yet."""
+        self.foreign = (0, 0)
+        """Requests of others there, as of its last two reports."""
+        self.engine_s = 0.0
+        """The mean gap between tokens by the engine's own measure, in its last report..."""
+        self.gap_s = self.normal_s = 0.0
+        """...and a step of the same time as seen from here, and as it would be if all were well."""
+        self._told: tuple[float, float, Sums] | None = None
         self._theta: tuple[float, ...] = ()
 
     def learn(self, state: WorkerState) -> None:
@@ -98,6 +108,28 @@ class Track:
         self._smooth_s += SMOOTH * (usual_s - self._smooth_s) if self._smooth_s else usual_s
         best_s = min(self._best_s or self._smooth_s, self._smooth_s)
         self._best_s = best_s + FORGET * (self._smooth_s - best_s)
+
+    def reported(self, state: WorkerState, report: WorkerReport) -> None:
+        """The engine told what it has, and how long its gaps were: compare with what is known."""
+        there = len(state.ledger.entries) + state.elsewhere.requests
+        told = (report.running or 0) + (report.waiting or 0)
+        self.foreign = (self.foreign[1], max(told - there, 0))
+        gaps, seconds = report.gaps_total, report.gaps_s_total
+        if gaps is None or seconds is None:
+            return
+        sums = self.timeline.sums
+        before, self._told = self._told, (gaps, seconds, sums)
+        if before is None or gaps - before[0] < LEAST_GAPS or seconds < before[1]:
+            return
+        steps = sums[STEPS] - before[2][STEPS]
+        if steps >= LEAST_GAPS:
+            self.engine_s = (seconds - before[1]) / (gaps - before[0])
+            spent = [b - a for a, b in zip(before[2], sums, strict=True)]
+            self.normal_s = (spent[BATCH] + spent[PREFILL]) / steps
+            self.gap_s = sum(spent[:TOKENS]) / steps
+            late_s = self.gap_s - self.normal_s
+            held_up = late_s > 0.0 and self.engine_s - self.normal_s < MADE_UP * late_s
+            self.timeline.told(held_up)
 
     def troubled(self, what: str, because: str, now: float) -> None:
         """It failed a request."""

@@ -24,8 +24,10 @@ ONE_WORKER = 0.6
 """Share of a model's losses from which on they are one worker's affair."""
 SLOW = 1.4
 """Times as long as normal that a worker's steps take for it to be slow..."""
+SURELY = 1.2
+"""...if the kernel reckons with so much, and the engine, where it tells, has measured so much..."""
 LEAST_STEPS = 10.0
-"""...if so many say so..."""
+"""...of so many steps..."""
 OUTDATED_S = 60.0
 """...and not so long ago: who is slow gets little work that could show it."""
 STRANGERS = 4
@@ -36,7 +38,7 @@ FAILED = 3
 """Requests that a worker must fail to be in trouble while it says that it is well."""
 AWAY_S, AWAY_TIMES = 0.05, 3.0
 """A link is slow that takes so much, and so many times, longer than others."""
-LAG_SHARE = 0.1
+LAG_SHARE = 0.2
 """Share of time by which the gateway's event loop may be late."""
 UNEVEN = 2.5
 """Times the load of the others that one worker has, if routing is unbalanced."""
@@ -142,11 +144,19 @@ def hung_workers(look: Look) -> Iterator[Finding]:
 def slow_workers(look: Look) -> Iterator[Finding]:
     """Whose steps take longer than such work takes?"""
     for w in look.workers:
-        worse = w.times_itself >= SLOW  # than it was; others are slower by nature
+        worse = (
+            min(w.times_itself, w.slowdown + SLOW - SURELY) >= SLOW
+        )  # than it was; others are slower by nature
         times = w.times_itself if worse else w.times
         lost = hurt_by(look, (Cause.SLOW_WORKER,), w.model, w.id)
         known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
-        if known and not w.hangs and (worse or (w.times >= SLOW and _matters(look, lost))):
+        held_up = 0.0 < w.engine_times < SURELY  # the engine itself was not late
+        if (
+            known
+            and not held_up
+            and not w.hangs
+            and (worse or (w.times >= SLOW and _matters(look, lost)))
+        ):
             than = "they used to take there" if worse else "they take at its like"
             if _has_strangers(w):
                 yield foreign_load(look, w, times)
@@ -242,9 +252,10 @@ def slow_links(look: Look) -> Iterator[Finding]:
     for w in look.workers:
         others = [o.overhead_s for o in look.workers if o.model == w.model and o.id != w.id]
         usual_s = median(others) if others else 0.0
+        held_up = w.times >= SLOW and 0.0 < w.engine_times < SURELY and w.steps >= LEAST_STEPS
         far = others and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
-        if far or _matters(look, lost):
+        if far or held_up or _matters(look, lost):
             yield _found(
                 look,
                 w,
@@ -257,6 +268,8 @@ def slow_links(look: Look) -> Iterator[Finding]:
                 "the load of the engine's HTTP server.",
                 overhead_ms=1e3 * w.overhead_s,
                 overhead_elsewhere_ms=1e3 * usual_s,
+                gaps_times_as_long=w.times,
+                gaps_at_the_engine=w.engine_times,
             )
 
 

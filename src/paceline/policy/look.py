@@ -66,6 +66,9 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     prefill_share: float = 0.0
     """Of the time of its steps."""
     slowdown: float = 1.0
+    """By which the kernel reckons just now, times what has become usual since its best."""
+    engine_times: float = 0.0
+    """The same as `times`, by the engine's own measure, until its last report; 0: it has none."""
     budget: float = 0.0
     overhead_s: float = 0.0
     kv_used: float = 0.0
