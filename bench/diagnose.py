@@ -37,12 +37,14 @@ from paceline.workload.generate import fixed, independent, lognormal
 from paceline.workload.traces import Arrival
 
 MODEL, PROFILE, WORKERS = "llama-70b", "h100-llama-70b-tp4", 4
+SPEED = 0.33
+"""Of the engines: a step of some 50 ms is far longer than what a busy machine is late by."""
 TIERS = {
-    "premium": {"ttft_s": 0.7, "itl_s": 0.04, "stall_s": 0.4, "attain": 0.99, "weight": 4},
-    "standard": {"ttft_s": 2.0, "itl_s": 0.06, "attain": 0.95},
+    "premium": {"ttft_s": 2.0, "itl_s": 0.12, "stall_s": 1.2, "attain": 0.99, "weight": 4},
+    "standard": {"ttft_s": 6.0, "itl_s": 0.2, "attain": 0.95},
 }
-RATE, CALM_S, TROUBLE_S, WITHIN_S = 6.0, 20.0, 25.0, 15.0
-CHAT = {"prompts": lognormal(400, 2500, most=4000), "answers": lognormal(100, 300, most=400)}
+RATE, CALM_S, TROUBLE_S, WITHIN_S = 2.5, 25.0, 25.0, 15.0
+CHAT = {"prompts": lognormal(400, 2500, most=4000), "answers": lognormal(80, 200, most=300)}
 
 
 class Slow:
@@ -93,7 +95,8 @@ class Stage:
         self.gateway = 0
         self._policy = policy
         self._folder = folder
-        self._engine = {"profile": PROFILE, "model": MODEL, "step_log": 20_000, **engine}
+        common = {"profile": PROFILE, "model": MODEL, "speed": SPEED, "step_log": 20_000}
+        self._engine = {**common, **engine}
         self._asking: list[asyncio.Task[Any]] = []
 
     async def start(self, running: ExitStack) -> None:
@@ -174,26 +177,26 @@ async def crash(stage: Stage) -> None:
 
 
 async def long_prompts(stage: Stage) -> None:
-    stage.ask(1.0, TROUBLE_S, seed=2, prompts=fixed(12_000), answers=fixed(20))
+    stage.ask(0.5, TROUBLE_S, seed=2, prompts=fixed(12_000), answers=fixed(20))
 
 
 async def tiny_kv(stage: Stage) -> None:
     """Answers become longer than a cache of 16k tokens can hold."""
-    stage.ask(6.0, TROUBLE_S, seed=3, prompts=fixed(600), answers=fixed(800))
+    stage.ask(5.0, TROUBLE_S, seed=3, prompts=fixed(1000), answers=fixed(600))
 
 
 async def engine_queue(stage: Stage) -> None:
     """More is sent at once than the four places that each engine has."""
-    stage.ask(6.0, TROUBLE_S, seed=4, prompts=fixed(100), answers=fixed(100))
+    stage.ask(4.0, TROUBLE_S, seed=4, prompts=fixed(100), answers=fixed(100))
 
 
 async def strangers(stage: Stage) -> None:
     """Others use an engine, past the gateway."""
-    stage.ask(10.0, TROUBLE_S, stage.engines[1], seed=8, prompts=fixed(1500), answers=fixed(300))
+    stage.ask(4.0, TROUBLE_S, stage.engines[1], seed=8, prompts=fixed(1500), answers=fixed(200))
 
 
 async def slow_link(stage: Stage) -> None:
-    stage.link.delay_s = 0.25
+    stage.link.delay_s = 0.5
 
 
 async def busy_gateway(stage: Stage) -> None:
@@ -212,7 +215,7 @@ async def busy_gateway(stage: Stage) -> None:
 
 
 async def flood(stage: Stage) -> None:
-    stage.ask(25.0, TROUBLE_S, seed=5, prompts=fixed(4000), answers=fixed(20))
+    stage.ask(10.0, TROUBLE_S, seed=5, prompts=fixed(4000), answers=fixed(20))
 
 
 async def over_quota(stage: Stage) -> None:
@@ -267,7 +270,8 @@ async def play(name: str, trouble: Trouble, folder: Path) -> dict[str, Any]:
         await stage.start(running)
         stage.ask(RATE, CALM_S + TROUBLE_S)
         await asyncio.sleep(CALM_S)
-        alarms += [f["kind"] for f in (await stage.diagnosis())["findings"]]
+        calm = (await stage.diagnosis())["findings"]
+        alarms += [f"{f['kind']}: {f['says']} {f['evidence']}" for f in calm]
         begun = monotonic()
         await trouble.inject(stage)
         while monotonic() < begun + TROUBLE_S:
@@ -299,7 +303,7 @@ async def healthy(seconds: float, folder: Path) -> dict[str, Any]:
     with ExitStack() as running:
         await stage.start(running)
         stage.ask(RATE, seconds)
-        stage.ask(0.3, seconds, seed=7, prompts=lognormal(4000, 9000, most=9000))
+        stage.ask(0.1, seconds, seed=7, prompts=lognormal(4000, 9000, most=9000))
         begun = monotonic()
         while monotonic() < begun + seconds:
             await asyncio.sleep(1.0)

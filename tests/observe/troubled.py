@@ -21,6 +21,7 @@ from paceline.simulator.scenario import Fault, Requests, Scenario, SimTier, Work
 from paceline.simulator.simulation import Simulation
 
 CHAT = Requests(rate=9.0, tier="chat", tenant="acme", prompt=(300, 1500), output=(120, 400))
+PROMPTS = (Cause.OTHERS_PREFILL, Cause.PREEMPTION)
 HEALTHY = Scenario(
     about="Chat on three equal workers, at a third of what they can do.",
     seconds=60.0,
@@ -44,6 +45,8 @@ class TrueStep(msgspec.Struct, frozen=True):
     normal_s: float
     """Of its decodes, by the profile."""
     prefill_s: float
+    anew_s: float
+    """Of that, what computes again what was preempted."""
     slowdown: float
 
 
@@ -107,6 +110,7 @@ class Watched:
             decode_s = profile.step_seconds(msgspec.structs.replace(load, prefill=0, attention=0.0))
             prefill_s = profile.step_seconds(load) - decode_s
             took_s = plan.seconds_of(n)
+            anew = sum(tokens for running, tokens in plan.chunks if running.produced)
             record.append(
                 TrueStep(
                     replica.began_at,
@@ -114,6 +118,7 @@ class Watched:
                     took_s,
                     n * decode_s,
                     prefill_s,
+                    prefill_s * anew / max(load.prefill, 1),
                     scheduler.slowdown,
                 )
             )
@@ -121,20 +126,32 @@ class Watched:
 
         scheduler.complete = noted  # type: ignore[method-assign]
 
-    def true_cause(self, late: Late) -> Cause | None:
-        """What most of a late step went into beyond its decodes, by the engine model's record."""
+    def is_right(self, late: Late) -> bool | None:
+        """Has a late step the cause that the engine model's record shows? None: there is none.
+
+        Where a step computes prompts and also anew what was preempted, a gateway may call the one
+        the other.
+        """
+        truth, anew = self.true_cause(late)
+        if truth is None:
+            return None
+        return late.cause is truth or (anew and late.cause in PROMPTS and truth in PROMPTS)
+
+    def true_cause(self, late: Late) -> tuple[Cause | None, bool]:
+        """What most of a late step went into beyond its decodes; did it compute anything anew?"""
         within = [
             step
             for step in self.truth[late.worker]
             if step.ended_at > late.at - late.seconds + 1e-6 and step.began_at < late.at - 1e-6
         ]
         if not within:
-            return None
+            return None, False
         longest = max(within, key=lambda step: step.ended_at - step.began_at)
         normal_s = longest.normal_s + longest.prefill_s
         parts = {
-            Cause.OTHERS_PREFILL: longest.prefill_s,
+            Cause.OTHERS_PREFILL: longest.prefill_s - longest.anew_s,
+            Cause.PREEMPTION: longest.anew_s,
             Cause.SLOW_WORKER: max(longest.planned_s - normal_s, 0.0),
             Cause.HANG: longest.ended_at - longest.began_at - longest.planned_s,
         }
-        return max(parts, key=lambda cause: parts[cause])
+        return max(parts, key=lambda cause: parts[cause]), longest.anew_s > 0.0

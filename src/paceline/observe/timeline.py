@@ -12,7 +12,7 @@ from math import inf
 
 import msgspec
 
-from paceline.policy.causes import LINK, NOTHING, PREFILL, SLOW, Speed, Sums, step_sums
+from paceline.policy.causes import AGAIN, LINK, NOTHING, PREFILL, SLOW, Speed, Sums, step_sums
 from paceline.policy.standing import Curve
 from paceline.policy.windows import PastStep
 
@@ -127,12 +127,15 @@ class Timeline:
         began = since - 1e-3
         return next((late for late in self._worst if late.at - late.seconds >= began), None)
 
-    def told(self, held_up: bool) -> None:
-        """The engine has told of its gaps up to now: were they `held_up` on their way?"""
+    def told(self, held_up: bool, preempted: bool) -> None:
+        """The engine has told how it was up to now: late steps may not have been its fault.
+
+        `held_up`: its own gaps were not late. `preempted`: it had to compute streams anew.
+        """
         for late in self.late:
             late.told = True
-            if held_up:
-                _shift(late.sums, LINK)
+            if preempted or held_up:
+                _shift(late.sums, AGAIN if preempted else LINK)
 
     def explained(self, now: float) -> list[LateStep]:
         """Late steps of which enough is known by now.
@@ -165,8 +168,9 @@ class Timeline:
 
 def _shift(sums: Sums, to: int) -> None:
     """The worker was not slow: it was something else."""
-    sums[to] += sums[SLOW]
-    sums[SLOW] = 0.0
+    if sums[SLOW] > 0.0:
+        sums[to] += sums[SLOW]
+        sums[SLOW] = 0.0
 
 
 def between(first: Mark, last: Mark) -> Sums:

@@ -65,10 +65,10 @@ class Track:
         """What a typical step takes at its like, at its own best, and of late; 0: not known yet."""
         self.foreign = (0, 0)
         """Requests of others there, as of its last two reports."""
-        self.engine_s = 0.0
-        """The mean gap between tokens by the engine's own measure, in its last report..."""
-        self.gap_s = self.normal_s = 0.0
-        """...and a step of the same time as seen from here, and as it would be if all were well."""
+        self.engine_s = self.normal_s = 0.0
+        """The mean gap between tokens by the engine's own measure, in its last report, and what a
+        step of the same time would take if all were well; 0: not known."""
+        self._preempted = 0
         self._told: tuple[float, float, Sums] | None = None
         self._theta: tuple[float, ...] = ()
 
@@ -114,22 +114,24 @@ class Track:
         there = len(state.ledger.entries) + state.elsewhere.requests
         told = (report.running or 0) + (report.waiting or 0)
         self.foreign = (self.foreign[1], max(told - there, 0))
-        gaps, seconds = report.gaps_total, report.gaps_s_total
+        before, self._preempted = self._preempted, state.preemptions
+        self.timeline.told(self._held_up(report), self._preempted > before)
+
+    def _held_up(self, report: WorkerReport) -> bool:
+        """Were its gaps not late where they were made, though they were here?"""
+        gaps, seconds, sums = report.gaps_total, report.gaps_s_total, self.timeline.sums
         if gaps is None or seconds is None:
-            return
-        sums = self.timeline.sums
+            return False
         before, self._told = self._told, (gaps, seconds, sums)
         if before is None or gaps - before[0] < LEAST_GAPS or seconds < before[1]:
-            return
-        steps = sums[STEPS] - before[2][STEPS]
-        if steps >= LEAST_GAPS:
-            self.engine_s = (seconds - before[1]) / (gaps - before[0])
-            spent = [b - a for a, b in zip(before[2], sums, strict=True)]
-            self.normal_s = (spent[BATCH] + spent[PREFILL]) / steps
-            self.gap_s = sum(spent[:TOKENS]) / steps
-            late_s = self.gap_s - self.normal_s
-            held_up = late_s > 0.0 and self.engine_s - self.normal_s < MADE_UP * late_s
-            self.timeline.told(held_up)
+            return False
+        spent = [b - a for a, b in zip(before[2], sums, strict=True)]
+        if spent[STEPS] < LEAST_GAPS:
+            return False
+        self.engine_s = (seconds - before[1]) / (gaps - before[0])
+        self.normal_s = (spent[BATCH] + spent[PREFILL]) / spent[STEPS]
+        late_s = sum(spent[:TOKENS]) / spent[STEPS] - self.normal_s
+        return late_s > 0.0 and self.engine_s - self.normal_s < MADE_UP * late_s
 
     def troubled(self, what: str, because: str, now: float) -> None:
         """It failed a request."""

@@ -70,10 +70,10 @@ class Cause(StrEnum):
 Split = dict[Cause, float]
 """Seconds by cause; all above 0."""
 Sums = list[float]
-"""Seconds of steps by what they went into, prompt tokens prefilled in them, their number, and the
+"""Seconds of steps by what they went into (`AGAIN`: into what was preempted before), prompt tokens prefilled in them, their number, and the
 seconds that they would have taken at their worker's own best."""
-BATCH, PREFILL, SLOW, LINK, GATEWAY, HANG, TOKENS, STEPS, AT_BEST = range(9)
-NOTHING: Sums = [0.0] * 9
+BATCH, PREFILL, SLOW, LINK, GATEWAY, HANG, AGAIN, TOKENS, STEPS, AT_BEST = range(10)
+NOTHING: Sums = [0.0] * 10
 NECESSARY = (Cause.BATCH, Cause.OWN_PREFILL)
 
 
@@ -116,7 +116,7 @@ def step_sums(step: PastStep, speed: Speed, lag_s: float = 0.0) -> Sums:
     rest_s = step.seconds - batch_s - prefill_s
     best_s = (batch_s + prefill_s) * like / speed.aged
     if rest_s <= 0.0:
-        return [batch_s, prefill_s, rest_s, 0.0, 0.0, 0.0, tokens, steps, best_s]
+        return [batch_s, prefill_s, rest_s, 0.0, 0.0, 0.0, 0.0, tokens, steps, best_s]
     gateway_s = min(lag_s, rest_s)
     rest_s -= gateway_s
     expected_s = batch_s + prefill_s
@@ -130,12 +130,12 @@ def step_sums(step: PastStep, speed: Speed, lag_s: float = 0.0) -> Sums:
         hang_s, rest_s = rest_s, 0.0
     elif (tokens or step.spoiled) and speed.slowdown * like < DISTURBED:
         prefill_s, rest_s = prefill_s + rest_s, 0.0
-    return [batch_s, prefill_s, rest_s, link_s, gateway_s, hang_s, tokens, steps, best_s]
+    return [batch_s, prefill_s, rest_s, link_s, gateway_s, hang_s, 0.0, tokens, steps, best_s]
 
 
 def of_gaps(sums: Sums) -> Split:
     """Seconds of steps as a stream meets them that only decodes."""
-    batch_s, prefill_s, slow_s, link_s, gateway_s, hang_s, *_ = sums
+    batch_s, prefill_s, slow_s, link_s, gateway_s, hang_s, again_s, *_ = sums
     if slow_s < 0.0:  # quicker than expected: so were the batch and the prompts
         usual_s = batch_s + prefill_s
         share = max(1.0 + slow_s / usual_s, 0.0) if usual_s > 0.0 else 0.0
@@ -148,6 +148,7 @@ def of_gaps(sums: Sums) -> Split:
             Cause.LINK: link_s,
             Cause.GATEWAY: gateway_s,
             Cause.HANG: hang_s,
+            Cause.PREEMPTION: again_s,
         }
     )
 
@@ -161,7 +162,10 @@ def of_first_token(
     a step holds `budget` of them. Steps that were not needed for any were spent in the queue, or
     on the way if nobody `waits` in the engine.
     """
+    seen_s = sum(sums[:TOKENS])
     split = of_gaps(sums)
+    if seen_s > there_s:  # steps that began before it was sent, as it seems
+        split = {cause: s * there_s / seen_s for cause, s in split.items()}
     tokens = max(sums[TOKENS], uncached, 1.0)
     own = min(uncached / tokens, 1.0)
     needed = min(ceil(tokens / max(budget, 1.0)) / sums[STEPS], 1.0) if sums[STEPS] else 0.0
@@ -172,7 +176,7 @@ def of_first_token(
     split[Cause.GATEWAY_QUEUE] = queued_s
     idle_s = batch_s * (1.0 - needed)
     split[Cause.ENGINE_QUEUE] = idle_s if waits else 0.0
-    unseen_s = max(there_s - sum(sums[:TOKENS]), 0.0)
+    unseen_s = max(there_s - seen_s, 0.0)
     split[Cause.LINK] = link_s + unseen_s + (0.0 if waits else idle_s)
     return _positive(split)
 
