@@ -40,7 +40,7 @@ MODEL, PROFILE, WORKERS = "llama-70b", "h100-llama-70b-tp4", 4
 SPEED = 0.33
 """Of the engines: a step of some 50 ms is far longer than what a busy machine is late by."""
 TIERS = {
-    "premium": {"ttft_s": 2.0, "itl_s": 0.12, "stall_s": 1.2, "attain": 0.99, "weight": 4},
+    "premium": {"ttft_s": 2.0, "itl_s": 0.12, "stall_s": 0.8, "attain": 0.99, "weight": 4},
     "standard": {"ttft_s": 6.0, "itl_s": 0.2, "attain": 0.95},
 }
 RATE, CALM_S, TROUBLE_S, WITHIN_S = 2.5, 25.0, 25.0, 15.0
@@ -177,12 +177,12 @@ async def crash(stage: Stage) -> None:
 
 
 async def long_prompts(stage: Stage) -> None:
-    stage.ask(0.5, TROUBLE_S, seed=2, prompts=fixed(12_000), answers=fixed(20))
+    stage.ask(0.7, TROUBLE_S, seed=2, prompts=fixed(7000), answers=fixed(20))
 
 
 async def tiny_kv(stage: Stage) -> None:
     """Answers become longer than a cache of 16k tokens can hold."""
-    stage.ask(5.0, TROUBLE_S, seed=3, prompts=fixed(1000), answers=fixed(600))
+    stage.ask(6.0, TROUBLE_S, seed=3, prompts=fixed(1500), answers=fixed(600))
 
 
 async def engine_queue(stage: Stage) -> None:

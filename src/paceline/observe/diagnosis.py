@@ -14,7 +14,7 @@ from paceline.kernel.worker import WorkerState
 from paceline.observe.losses import WINDOW_S, Late
 from paceline.observe.stalls import Stalls
 from paceline.observe.workers import LIKE_SAMPLES, Track
-from paceline.policy.causes import AT_BEST, BATCH, PREFILL, SLOW, STEPS, TOKENS, Cause
+from paceline.policy.causes import PREFILL, TOKENS, Cause
 from paceline.policy.diagnose import diagnose
 from paceline.policy.look import Finding, Look, WorkerLook
 
@@ -145,7 +145,7 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
     """How one worker has been doing."""
     report, ledger, worker = state.report, state.ledger, state.worker
     samples = track.samples
-    pace = track.timeline.pace
+    normal_s, slow_s, best_s, steps = track.timeline.pace
     window = track.spent(now - WINDOW_S)
     busy_s = sum(window[:TOKENS])
     first = samples[0] if samples else None
@@ -155,7 +155,7 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
     lost = track.since("lost", now - WINDOW_S)
     speed = track.timeline.speed
     step_s = track.usual_s * speed.slowdown
-    full_s = speed.curve.at(min(ledger.streams + ledger.ahead, speed.budget)) * speed.slowdown
+    full_s = speed.curve.at(ledger.streams + ledger.ahead) * speed.slowdown
     seen = ledger.streams > ledger.blind or ledger.ahead > 0.0
     learned = state.timing.samples >= LEAST_SAMPLES
     return WorkerLook(
@@ -173,14 +173,15 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         streams=ledger.streams,
         arriving=len(ledger.entries) - ledger.streams,
         ahead=ledger.ahead,
-        steps=pace[STEPS] if state.timing.samples >= LIKE_SAMPLES else 0.0,
+        steps=steps if state.timing.samples >= LIKE_SAMPLES else 0.0,
         stepped_s=now - track.timeline.reached,
-        normal_s=pace[BATCH] + pace[PREFILL],
-        slow_s=max(pace[SLOW], 0.0),
-        best_s=pace[AT_BEST],
+        normal_s=normal_s,
+        slow_s=max(slow_s, 0.0),
+        best_s=best_s,
         prefill_share=window[PREFILL] / busy_s if busy_s > 0.0 else 0.0,
         slowdown=speed.slowdown * speed.aged,
-        engine_times=track.engine_s / track.normal_s if track.normal_s > 0.0 else 0.0,
+        told_times=track.told,
+        seen_times=track.seen,
         budget=float(state.windows.budget),
         overhead_s=state.windows.overhead_s,
         kv_used=(report.kv_used or 0.0) if report else 0.0,

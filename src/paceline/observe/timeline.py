@@ -12,7 +12,19 @@ from math import inf
 
 import msgspec
 
-from paceline.policy.causes import AGAIN, LINK, NOTHING, PREFILL, SLOW, Speed, Sums, step_sums
+from paceline.policy.causes import (
+    AGAIN,
+    AT_BEST,
+    BATCH,
+    LINK,
+    NOTHING,
+    PREFILL,
+    SLOW,
+    STEPS,
+    Speed,
+    Sums,
+    step_sums,
+)
 from paceline.policy.standing import Curve
 from paceline.policy.windows import PastStep
 
@@ -65,9 +77,10 @@ class Timeline:
     """The steps of one worker."""
 
     def __init__(self) -> None:
-        self.sums: Sums = NOTHING
-        self.pace: Sums = NOTHING
-        """The same of the last steps alone, however long ago those were."""
+        self.sums: Sums = NOTHING.copy()
+        self.pace = (0.0, 0.0, 0.0, 0.0)
+        """Of the last steps alone, however long ago: seconds that they would take if all were well,
+        that they took more, and that they would take at its own best; and their number."""
         self.reached = -inf
         """Up to when its steps are known."""
         self.speed = Speed(Curve((1e-3, *[0.0] * 9)))
@@ -83,30 +96,62 @@ class Timeline:
         """A moment that matters; in order of time, or nearly."""
         mark = Mark(at)
         if at <= self.reached:
-            mark.sums = self.sums
+            mark.sums = self.sums.copy()
         else:
             self._marks.append(mark)
         return mark
 
     def stepped(self, step: PastStep, lag_s: float, late_s: float) -> None:
         """A step is settled, `late_s` from when on it is late."""
-        sums = each = step_sums(step, self.speed, lag_s)
-        if step.count > 1:
-            sums = [step.count * s for s in each]
-        before, marks = self.sums, self._marks
-        after = self.sums = list(map(float.__add__, before, sums))
-        fade, few = FADE**step.count, min(step.count, MOST_FADED)
-        self.pace = [fade * p + few * e for p, e in zip(self.pace, each, strict=True)]
-        self.reached = step.ended_at
-        while marks and marks[0].at <= step.ended_at:
+        marks, ended_at = self._marks, step.ended_at
+        self.reached = ended_at
+        plain = not (step.prefill or step.idle or step.spoiled or lag_s or self.late)
+        marked = marks and marks[0].at <= ended_at
+        if plain and not marked and step.count == 1 and step.seconds <= late_s and step.each < 1.5:
+            self._decoded(step)
+            return
+        each = step_sums(step, self.speed, lag_s)
+        before, after = (
+            self.sums,
+            [a + step.count * b for a, b in zip(self.sums, each, strict=True)],
+        )
+        self.sums = after
+        self._pace(each[BATCH] + each[PREFILL], each[SLOW], each[AT_BEST], step.count)
+        while marks and marks[0].at <= ended_at:
             mark, span_s = marks.popleft(), step.count * step.seconds
-            share = 1.0 - (step.ended_at - mark.at) / span_s if span_s > 0.0 else 1.0
-            if share >= 1.0:
-                mark.sums = after
-            elif share <= 0.0:
-                mark.sums = before
-            else:
-                mark.sums = [b + share * s for b, s in zip(before, sums, strict=True)]
+            share = 1.0 - (ended_at - mark.at) / span_s if span_s > 0.0 else 1.0
+            share = min(max(share, 0.0), 1.0)
+            mark.sums = [b + share * (a - b) for b, a in zip(before, after, strict=True)]
+        self._follow(step, each)
+        if step.seconds > late_s:
+            self._keep(LateStep(ended_at, step.seconds, each, misbooked_s=self._saved_s))
+        saved_s = max(-each[SLOW], 0.0)
+        self._saved_s = saved_s if step.prefill else 0.5 * self._saved_s
+
+    def _decoded(self, step: PastStep) -> None:
+        """Nearly all steps: `step_sums` in short, for this is done some thousand times a second."""
+        speed, sums = self.speed, self.sums
+        best_s = (speed.curve.at(step.streams) + speed.curve.kv_s * step.kv) / speed.aged
+        batch_s = best_s * speed.aged / max(speed.like, speed.aged)
+        slow_s = step.seconds - batch_s
+        sums[BATCH] += batch_s
+        sums[SLOW] += slow_s
+        sums[STEPS] += 1.0
+        sums[AT_BEST] += best_s
+        self._pace(batch_s, slow_s, best_s, 1)
+
+    def _pace(self, normal_s: float, slow_s: float, best_s: float, count: int) -> None:
+        fade, few = (FADE, 1) if count == 1 else (FADE**count, min(count, MOST_FADED))
+        normal, slow, best, steps = self.pace
+        self.pace = (
+            fade * normal + few * normal_s,
+            fade * slow + few * slow_s,
+            fade * best + few * best_s,
+            fade * steps + few,
+        )
+
+    def _follow(self, step: PastStep, each: Sums) -> None:
+        """Was a late step made up for by this one?"""
         saved_s = max(-step.count * each[SLOW], 0.0)
         for late in self.late:
             late.followed += step.count
@@ -114,13 +159,12 @@ class Timeline:
                 late.misbooked_s += saved_s
             else:
                 late.regained_s += saved_s
-        if step.seconds > late_s:
-            late = LateStep(step.ended_at, step.seconds, each, misbooked_s=self._saved_s)
-            self.late.append(late)
-            while self._worst and self._worst[-1].seconds <= late.seconds:
-                self._worst.pop()
-            self._worst.append(late)
-        self._saved_s = saved_s if step.prefill else 0.5 * self._saved_s
+
+    def _keep(self, late: LateStep) -> None:
+        self.late.append(late)
+        while self._worst and self._worst[-1].seconds <= late.seconds:
+            self._worst.pop()
+        self._worst.append(late)
 
     def worst(self, since: float) -> LateStep | None:
         """The longest of the late steps that began after a moment."""
@@ -163,7 +207,7 @@ class Timeline:
     def settle(self, before: float) -> None:
         """What is marked before and not known by now will not be known any better."""
         while self._marks and self._marks[0].at < before:
-            self._marks.popleft().sums = self.sums
+            self._marks.popleft().sums = self.sums.copy()
 
 
 def _shift(sums: Sums, to: int) -> None:

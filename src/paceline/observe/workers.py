@@ -65,11 +65,11 @@ class Track:
         """What a typical step takes at its like, at its own best, and of late; 0: not known yet."""
         self.foreign = (0, 0)
         """Requests of others there, as of its last two reports."""
-        self.engine_s = self.normal_s = 0.0
-        """The mean gap between tokens by the engine's own measure, in its last report, and what a
-        step of the same time would take if all were well; 0: not known."""
+        self.told = self.seen = 0.0
+        """Between its last two reports, how many times as long as it should be was a gap between
+        tokens, by the engine's own measure and as seen from here? 0: not known."""
         self._preempted = 0
-        self._told: tuple[float, float, Sums] | None = None
+        self._report: tuple[float, float, Sums] | None = None
         self._theta: tuple[float, ...] = ()
 
     def learn(self, state: WorkerState) -> None:
@@ -122,16 +122,16 @@ class Track:
         gaps, seconds, sums = report.gaps_total, report.gaps_s_total, self.timeline.sums
         if gaps is None or seconds is None:
             return False
-        before, self._told = self._told, (gaps, seconds, sums)
+        before, self._report = self._report, (gaps, seconds, sums.copy())
         if before is None or gaps - before[0] < LEAST_GAPS or seconds < before[1]:
             return False
         spent = [b - a for a, b in zip(before[2], sums, strict=True)]
         if spent[STEPS] < LEAST_GAPS:
             return False
-        self.engine_s = (seconds - before[1]) / (gaps - before[0])
-        self.normal_s = (spent[BATCH] + spent[PREFILL]) / spent[STEPS]
-        late_s = sum(spent[:TOKENS]) / spent[STEPS] - self.normal_s
-        return late_s > 0.0 and self.engine_s - self.normal_s < MADE_UP * late_s
+        normal_s = (spent[BATCH] + spent[PREFILL]) / spent[STEPS]
+        self.told = (seconds - before[1]) / (gaps - before[0]) / normal_s
+        self.seen = sum(spent[:TOKENS]) / spent[STEPS] / normal_s
+        return self.seen > 1.0 and self.told - 1.0 < MADE_UP * (self.seen - 1.0)
 
     def troubled(self, what: str, because: str, now: float) -> None:
         """It failed a request."""

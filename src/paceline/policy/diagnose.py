@@ -252,7 +252,7 @@ def slow_links(look: Look) -> Iterator[Finding]:
     for w in look.workers:
         others = [o.overhead_s for o in look.workers if o.model == w.model and o.id != w.id]
         usual_s = median(others) if others else 0.0
-        held_up = w.times >= SLOW and 0.0 < w.engine_times < SURELY and w.steps >= LEAST_STEPS
+        held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
         far = others and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
         if far or held_up or _matters(look, lost):
@@ -268,8 +268,8 @@ def slow_links(look: Look) -> Iterator[Finding]:
                 "the load of the engine's HTTP server.",
                 overhead_ms=1e3 * w.overhead_s,
                 overhead_elsewhere_ms=1e3 * usual_s,
-                gaps_times_as_long=w.times,
-                gaps_at_the_engine=w.engine_times,
+                gaps_times_as_long=w.seen_times,
+                by_the_engines_measure=w.told_times,
             )
 
 

@@ -67,8 +67,11 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     """Of the time of its steps."""
     slowdown: float = 1.0
     """By which the kernel reckons just now, times what has become usual since its best."""
-    engine_times: float = 0.0
-    """The same as `times`, by the engine's own measure, until its last report; 0: it has none."""
+    told_times: float = 0.0
+    """As many times as long as it should be was a gap between tokens, by the engine's own measure,
+    between its last two reports..."""
+    seen_times: float = 0.0
+    """...and as seen from here; 0: not known."""
     budget: float = 0.0
     overhead_s: float = 0.0
     kv_used: float = 0.0
