@@ -75,7 +75,7 @@ def test_a_worker_of_an_older_kind_is_slow_only_if_that_costs_promises() -> None
 
 
 def test_an_engine_that_was_not_late_itself_is_not_slow() -> None:
-    sick = {"slow_s": 0.6, "slowdown": 2.5}
+    sick: dict[str, Any] = {"slow_s": 0.6, "slowdown": 2.5}
     assert kinds(worker(**sick, told_times=2.0, seen_times=2.0)) == ["slow_worker"]
     assert kinds(worker(**sick, told_times=1.0, seen_times=1.0)) == []  # until its next report
 

@@ -70,8 +70,8 @@ class Cause(StrEnum):
 Split = dict[Cause, float]
 """Seconds by cause; all above 0."""
 Sums = list[float]
-"""Seconds of steps by what they went into (`AGAIN`: into what was preempted before), prompt tokens prefilled in them, their number, and the
-seconds that they would have taken at their worker's own best."""
+"""Of steps: seconds by what they went into (`AGAIN`: into what was preempted before), prompt tokens
+prefilled, their number, and the seconds that they would have taken at their worker's own best."""
 BATCH, PREFILL, SLOW, LINK, GATEWAY, HANG, AGAIN, TOKENS, STEPS, AT_BEST = range(10)
 NOTHING: Sums = [0.0] * 10
 NECESSARY = (Cause.BATCH, Cause.OWN_PREFILL)

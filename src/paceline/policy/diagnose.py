@@ -144,19 +144,14 @@ def hung_workers(look: Look) -> Iterator[Finding]:
 def slow_workers(look: Look) -> Iterator[Finding]:
     """Whose steps take longer than such work takes?"""
     for w in look.workers:
-        worse = (
-            min(w.times_itself, w.slowdown + SLOW - SURELY) >= SLOW
-        )  # than it was; others are slower by nature
+        known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
+        denied = 0.0 < w.told_times < SURELY  # by the engine, at least until its last report
+        if not known or denied or w.hangs:
+            continue
+        worse = w.times_itself >= SLOW and w.slowdown >= SURELY  # than it was
         times = w.times_itself if worse else w.times
         lost = hurt_by(look, (Cause.SLOW_WORKER,), w.model, w.id)
-        known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
-        held_up = 0.0 < w.engine_times < SURELY  # the engine itself was not late
-        if (
-            known
-            and not held_up
-            and not w.hangs
-            and (worse or (w.times >= SLOW and _matters(look, lost)))
-        ):
+        if worse or (times >= SLOW and _matters(look, lost)):  # others are slower by nature
             than = "they used to take there" if worse else "they take at its like"
             if _has_strangers(w):
                 yield foreign_load(look, w, times)
