@@ -41,6 +41,7 @@ SPEED = 0.33
 """Of the engines: a step of some 50 ms is far longer than what a busy machine is late by."""
 TIERS = {
     "premium": {"ttft_s": 2.0, "itl_s": 0.12, "stall_s": 0.8, "attain": 0.99, "weight": 4},
+    "plain": {"ttft_s": 2.0, "itl_s": 0.12, "weight": 2},
     "standard": {"ttft_s": 6.0, "itl_s": 0.2, "attain": 0.95},
 }
 RATE, CALM_S, TROUBLE_S, WITHIN_S = 2.5, 25.0, 25.0, 15.0
@@ -113,7 +114,8 @@ class Stage:
             "tiers": TIERS,
             "default_tier": "premium",
             "tenants": [
-                {"name": "bulk", "key": "bulk", "tier": "standard", "requests_per_minute": 60}
+                {"name": "bulk", "key": "bulk", "tier": "standard", "requests_per_minute": 60},
+                {"name": "acme", "key": "acme", "tier": "plain"},
             ],
             "anonymous": True,
             "routing": {"policy": self._policy},
@@ -165,7 +167,7 @@ class Stage:
 
 
 async def slow_worker(stage: Stage) -> None:
-    await stage.order("slowdown", factor=3.0)
+    await stage.order("slowdown", factor=8.0)
 
 
 async def hang(stage: Stage) -> None:
@@ -200,16 +202,16 @@ async def slow_link(stage: Stage) -> None:
 
 
 async def busy_gateway(stage: Stage) -> None:
-    """It gets no CPU for 0.45 s of every second."""
+    """It gets no CPU for half of the time."""
 
     async def starve() -> None:
         while True:
             os.kill(stage.gateway, signal.SIGSTOP)
             try:
-                await asyncio.sleep(0.45)
+                await asyncio.sleep(0.6)
             finally:
                 os.kill(stage.gateway, signal.SIGCONT)
-            await asyncio.sleep(0.55)
+            await asyncio.sleep(0.6)
 
     stage._asking.append(asyncio.create_task(starve()))
 
@@ -268,7 +270,8 @@ async def play(name: str, trouble: Trouble, folder: Path) -> dict[str, Any]:
     finding: dict[str, Any] = {}
     with ExitStack() as running:
         await stage.start(running)
-        stage.ask(RATE, CALM_S + TROUBLE_S)
+        stage.ask(RATE / 2, CALM_S + TROUBLE_S)
+        stage.ask(RATE / 2, CALM_S + TROUBLE_S, key="acme", seed=9)
         await asyncio.sleep(CALM_S)
         calm = (await stage.diagnosis())["findings"]
         alarms += [f"{f['kind']}: {f['says']} {f['evidence']}" for f in calm]

@@ -41,7 +41,7 @@ def test_a_fleet_that_is_well_has_no_findings() -> None:
 
 @pytest.mark.parametrize("cause", list(Cause))
 def test_few_lost_promises_are_no_trouble(cause: Cause) -> None:
-    assert found(losses=(loss(cause, promises=3),)) == []
+    assert found(losses=(loss(cause, promises=4),)) == []
 
 
 @pytest.mark.parametrize(

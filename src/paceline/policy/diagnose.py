@@ -18,7 +18,7 @@ from paceline.policy.causes import Cause
 from paceline.policy.look import Evidence, Finding, Hurt, Look, WorkerLook, hurt_by
 
 LOST_SHARE = 0.02
-LEAST_LOST = 3
+LEAST_LOST = 5
 """Promises that must be lost to a cause, of all requests of the window, for it to be a trouble."""
 ONE_WORKER = 0.6
 """Share of a model's losses from which on they are one worker's affair."""
