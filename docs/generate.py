@@ -41,7 +41,10 @@ from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
+from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.findings import diagnosis_routes
 from paceline.observe.metrics import Metrics
+from paceline.observe.stalls import Stalls
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
 from paceline.simulator.scenario import Scenario
@@ -75,6 +78,7 @@ ENDPOINTS = {
     "/tokenize": "Token ids of a text.",
     "/reset_prefix_cache": "Forget what is cached, unless blocks are in use.",
     "/emulate/state": "What runs, waits and was ordered.",
+    "/emulate/steps": "The newest steps as they really were, if `step_log` is set.",
     "/emulate/slowdown": "Steps take `factor` times as long.",
     "/emulate/hang": "No step ends for a while.",
     "/emulate/crash": "All connections and the listener are gone.",
@@ -480,7 +484,9 @@ def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple
 
 def admin_of(kernel: Kernel) -> Starlette:
     metrics = Metrics(kernel, {}, GAP_BOUNDS)
-    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0)
+    clocks = (lambda: 0.0, lambda: 0.0)
+    views = diagnosis_routes(Diagnosis(kernel, Stalls(kernel), clocks))
+    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0, views)
 
 
 def exposition() -> str:

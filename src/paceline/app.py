@@ -30,8 +30,11 @@ from paceline.gateway.server import Gateway
 from paceline.host import Engine, LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.observe.admin import admin_app
+from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.findings import diagnosis_routes
 from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
+from paceline.observe.stalls import Stalls
 from paceline.wire.server import Limits, Server
 
 if TYPE_CHECKING:
@@ -89,7 +92,8 @@ class _Application:
         timeouts = Timeouts(
             config.timeouts.connect_s, config.timeouts.first_token_s, config.timeouts.stall_s
         )
-        self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned)
+        stalls = Stalls(kernel)
+        self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned, stalls)
         self.quotas = Quotas(config.tenants)
         self.metrics = Metrics(kernel, self.host.gap_counts, GAP_BOUNDS, self._refusals)
         self.names = config.aliases
@@ -105,7 +109,9 @@ class _Application:
             prompts=self.prompts,
         )
         self.server = Server(self.gateway, _limits(config), monotonic)
-        self.admin = admin_app(kernel, self.metrics, self, monotonic)
+        diagnosis = Diagnosis(kernel, stalls, (monotonic, time), self._refusals)
+        views = diagnosis_routes(diagnosis)
+        self.admin = admin_app(kernel, self.metrics, self, monotonic, views)
         self._load = load
         self._reloading = asyncio.Lock()
         self._stop = asyncio.Event()

@@ -13,6 +13,7 @@ import typer
 
 from paceline import __version__
 from paceline.calibrate import calibrate
+from paceline.diagnose import diagnose
 from paceline.domain.errors import PacelineError
 from paceline.domain.promise import Promise
 from paceline.simulator.cli import simulate
@@ -162,4 +163,5 @@ def _tier_promises(path: Path) -> dict[str, Promise]:
 
 app.command("replay")(replay_command(_tier_promises))
 app.command("calibrate")(calibrate)
+app.command("diagnose")(diagnose)
 app.command("simulate")(simulate)

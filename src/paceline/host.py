@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from weakref import WeakSet
 
 import aiohttp
@@ -36,6 +36,7 @@ from paceline.gateway.ports import Turn
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.kernel.log import line, opening
+from paceline.observe.lag import watch_lag
 
 if TYPE_CHECKING:
     from paceline.engines.kvevents import Ears
@@ -74,6 +75,18 @@ def adapter_of(worker: Worker, api_key: str) -> Adapter:
     return make_adapter(worker.kind or "openai", worker.url, name, api_key)
 
 
+class Observer(Protocol):
+    """Somebody beside the kernel."""
+
+    def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
+        """The kernel has handled a fact."""
+        ...
+
+    def lag(self, at: float, seconds: float) -> None:
+        """The event loop came so many seconds late to what was due."""
+        ...
+
+
 class Decision(msgspec.Struct, frozen=True):
     """A command and when it was given, for people."""
 
@@ -93,6 +106,7 @@ class LiveHost:
         wall: Callable[[], float],
         fact_log: BinaryIO | None = None,
         on_turn: Callable[[Exchange, Turn, str], None] = lambda *_: None,
+        observer: Observer | None = None,
     ) -> None:
         self.kernel = kernel
         self.exchanges: dict[str, Exchange] = {}
@@ -106,6 +120,7 @@ class LiveHost:
         self._timeouts = timeouts
         self._on_closed = on_closed
         self._on_turn = on_turn
+        self._observer = observer
         self._wall = wall
         self._fact_log = fact_log
         if fact_log is not None:
@@ -165,6 +180,8 @@ class LiveHost:
         commands = self.kernel.handle(fact, now)
         if self._fact_log is not None:
             self._fact_log.write(line(now, fact, commands))
+        if self._observer is not None:
+            self._observer.saw(now, fact, commands)
         for command in commands:
             self.decisions.append(Decision(self._wall(), command))
             self._orders.append((command, now))
@@ -226,6 +243,8 @@ class LiveHost:
                 self._session, self._tasks = session, tasks
                 for engine in engines:
                     self.add(engine)
+                if self._observer is not None:
+                    tasks.create_task(watch_lag(self._observer.lag), name="lag")
                 await self._sweep()
         finally:
             for link in (*self.links.values(), *self._retired):

@@ -70,3 +70,7 @@ class WorkerReport(msgspec.Struct, frozen=True):
     max_model_len: int | None = None
     prefill_budget: int | None = None
     """Tokens that a step may hold, where the engine tells."""
+    gaps_total: float | None = None
+    """Gaps between tokens so far..."""
+    gaps_s_total: float | None = None
+    """...and their seconds together, as the engine measures them."""

@@ -13,6 +13,7 @@ from paceline.engines.continuation import COMPLETION_TOKENS, longer_chat, longer
 from paceline.engines.metrics import Metrics
 from paceline.engines.probe import Models, Probe
 
+GAPS = ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds")
 WITH_PRIORITY = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 
@@ -84,6 +85,8 @@ def figures(page: bytes, max_model_len: int | None) -> WorkerReport:
             "vllm:prefix_cache_hits_total", "vllm:gpu_prefix_cache_hits_total"
         ),
         max_model_len=max_model_len,
+        gaps_total=metrics.total(*(f"{name}_count" for name in GAPS)),
+        gaps_s_total=metrics.total(*(f"{name}_sum" for name in GAPS)),
     )
 
 

@@ -23,6 +23,8 @@ from paceline.policy.steptime import Load
 
 MOST_STEPS = 256
 """Steps that may await settlement; older ones are dropped."""
+REMEMBERED = 512
+"""Settled steps kept for whoever explains them."""
 USUAL_BUDGET = 2048
 BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 CONVINCING = 4.0
@@ -56,16 +58,39 @@ class _Prompt(msgspec.Struct):
     first_at: float = 0.0
 
 
-class _Past:
-    """A step that has ended, and what is booked on it so far."""
+class PastStep:
+    """A step that has ended, and the prompts that are booked on it so far."""
 
-    __slots__ = ("chunks", "ended_at", "idle", "kv", "prefill", "seconds", "spoiled", "streams")
+    __slots__ = (
+        "chunks",
+        "count",
+        "each",
+        "ended_at",
+        "idle",
+        "kv",
+        "prefill",
+        "seconds",
+        "spoiled",
+        "streams",
+    )
 
-    def __init__(self, ended_at: float, seconds: float, streams: int, kv: float) -> None:
+    def __init__(
+        self,
+        ended_at: float,
+        seconds: float,
+        streams: int,
+        kv: float,
+        each: float = 1.0,
+        count: int = 1,
+    ) -> None:
         self.ended_at = ended_at
         self.seconds = seconds
         self.streams = streams
         self.kv = kv
+        self.each = each
+        """Tokens that each stream got."""
+        self.count = count
+        """Steps told in one; then `seconds` is their mean."""
         self.idle = seconds <= 0
         """The worker had no stream: nothing tells when the step began, nor whether it was one."""
         self.chunks: tuple[tuple[int, int], ...] = ()
@@ -73,10 +98,11 @@ class _Past:
         self.prefill = 0
         """Tokens of all chunks."""
         self.spoiled = False
+        """Nobody knows what was prefilled in it."""
 
     @property
     def began_at(self) -> float:
-        return self.ended_at - self.seconds
+        return self.ended_at - self.seconds * self.count
 
     def book(self, tokens: int, context: int) -> None:
         """So many prompt tokens after so many of context were computed in it."""
@@ -109,7 +135,9 @@ class PrefillWindows:
         """Whose first token came, with a step that is not yet known."""
         self._unbooked = 0
         """Tokens of all of these."""
-        self._past: deque[_Past] = deque()
+        self._past: deque[PastStep] = deque()
+        self.settled: deque[PastStep] = deque(maxlen=REMEMBERED)
+        """Steps of which all is known that ever will be, in order; to be taken out by a reader."""
         self._quiet_s = 0.0
         self._waits: deque[float] = deque(maxlen=WAITS)
         self._withheld: list[Observation] = []
@@ -152,9 +180,10 @@ class PrefillWindows:
         if not self._unbooked and step.streams:
             pace = 0.1 if self._quiet_s else 1.0
             self._quiet_s += pace * (step.seconds - self._quiet_s)
-        past.append(_Past(step.ended_at, step.seconds, step.streams, kv))
+        each = step.tokens / step.streams if step.streams else 0.0
+        past.append(PastStep(step.ended_at, step.seconds, step.streams, kv, each))
         if len(past) > MOST_STEPS:
-            past.popleft()
+            self.settled.append(past.popleft())
         settled: list[Observation] = []
         unsettled = self._within_reach(step.streams)
         while len(past) > unsettled:
@@ -173,6 +202,10 @@ class PrefillWindows:
             while self._past:
                 settled += self._settle(self._past.popleft())
             if run.seconds > 0:
+                ended_at = run.ended_at - apart * run.seconds
+                each = run.tokens / run.streams if run.streams else 0.0
+                alike = PastStep(ended_at, run.seconds, run.streams, kv, each, together)
+                self.settled.append(alike)
                 load = Load(run.streams, 0.0, kv)
                 settled.append(Observation(((load, float(together)),), together * run.seconds))
                 if not busy:
@@ -213,7 +246,7 @@ class PrefillWindows:
                 self._learn_budget(prompt)
                 self._spread(prompt)
 
-    def _reachable(self, prompt: _Prompt) -> Iterator[_Past]:
+    def _reachable(self, prompt: _Prompt) -> Iterator[PastStep]:
         """Steps that may have prefilled it, newest first: begun after it was sent."""
         steps = reversed(self._past)
         yield next(steps)
@@ -224,7 +257,7 @@ class PrefillWindows:
 
     def _spread(self, prompt: _Prompt) -> None:
         """Book a prompt on the fewest steps up to the newest that have room for it."""
-        taken: list[tuple[_Past, int]] = []
+        taken: list[tuple[PastStep, int]] = []
         missing = prompt.uncached
         for past in self._reachable(prompt):
             room = max(self.budget - past.streams - past.prefill, 0)
@@ -261,7 +294,8 @@ class PrefillWindows:
         near = USUAL_BUDGET.bit_length()
         self.budget = max(BUDGETS, key=lambda b: (self._votes[b], -abs(b.bit_length() - near)))
 
-    def _settle(self, past: _Past) -> list[Observation]:
+    def _settle(self, past: PastStep) -> list[Observation]:
+        self.settled.append(past)
         if past.spoiled or past.seconds <= 0:
             return []
         if past.prefill >= NOTICED and past.seconds < 1.1 * self._quiet_s:
@@ -278,7 +312,7 @@ class PrefillWindows:
         ]
         return spared
 
-    def _from_idle(self, past: _Past) -> Observation:
+    def _from_idle(self, past: PastStep) -> Observation:
         """The time to a first token on an idle worker: as many steps as its prompts fill."""
         load = past.load()
         steps = ceil(load.prefill / self.budget)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from paceline.enginemodel import Generation, Scheduler, StepOutcome, StepPlan
 from paceline.engines.emulated.metrics import EngineMetrics, Tallies
@@ -39,6 +43,25 @@ class _Progress:
         self.arrived = self.started = self.first = arrived
 
 
+class StepRecord(msgspec.Struct, frozen=True):
+    """One step that was run, as only the engine knows it. Seconds on the loop's clock."""
+
+    began_at: float
+    ended_at: float
+    """When its tokens left; later than planned if it hung, or if the loop was busy."""
+    normal_s: float
+    """What a decode of its streams takes by the profile, without prompts, noise and troubles..."""
+    prefill_s: float
+    """...and what its prompts add to it."""
+    slowdown: float
+    hung_s: float
+    streams: int
+    prefill: int
+    """Prompt tokens."""
+    preempted: Sequence[str]
+    waiting: int
+
+
 class Engine:
     """Runs steps for as long as there is work.
 
@@ -70,7 +93,11 @@ class Engine:
         self._timer: asyncio.TimerHandle | None = None
         self._hung: StepPlan | None = None
         """The step that does not end."""
+        self._hung_s = 0.0
+        """How much longer it took by that."""
         self._last_end = 0.0
+        self.steps: deque[StepRecord] = deque(maxlen=settings.step_log)
+        """The newest ones, for whoever wants the truth."""
 
     def start(self, generation: Generation, reader: Reader, reason: str) -> None:
         """Queue a generation; `reason` is why it will finish, for the metrics."""
@@ -126,12 +153,15 @@ class Engine:
         if now < self.hangs_until:
             resumed = self.hangs_until
             self._hung = plan
+            self._hung_s = resumed - end
             self._timer = self._loop.call_at(resumed, self._end, plan, resumed)
             return
         self._hung = None
         self.worst_lag_s = max(self.worst_lag_s, now - end)
         if now - end > MAX_LAG_S:
             end = now
+        if self.steps.maxlen:
+            self._note(plan, now)
         outcome = self.scheduler.complete(plan)
         self._tally(plan, outcome, end)
         self._last_end = end
@@ -144,6 +174,26 @@ class Engine:
             if request_id in self._progress:
                 self._progress.pop(request_id).reader.on_finished()
         self._begin(end)
+
+    def _note(self, plan: StepPlan, now: float) -> None:
+        load, profile = plan.load, self.scheduler.profile
+        decode_s = profile.step_seconds(msgspec.structs.replace(load, prefill=0, attention=0.0))
+        prefill_s = profile.step_seconds(load) - decode_s
+        self.steps.append(
+            StepRecord(
+                self._last_end,
+                now,
+                decode_s / self._speed,
+                prefill_s / self._speed,
+                self.scheduler.slowdown,
+                self._hung_s,
+                load.streams,
+                load.prefill,
+                plan.preempted,
+                self.scheduler.waiting,
+            )
+        )
+        self._hung_s = 0.0
 
     def _tally(self, plan: StepPlan, outcome: StepOutcome, end: float) -> None:
         """The engine's own view of its latencies, by planned times."""

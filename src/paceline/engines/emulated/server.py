@@ -74,6 +74,7 @@ class EmulatedEngine:
             "/kv_event_sources": lambda c: _answer(c, self._kv_event_sources()),
             "/metrics": lambda c: c.answer(200, self._engine.metrics.text(), METRICS_TYPE),
             "/emulate/state": lambda c: _answer(c, self.state()),
+            "/emulate/steps": lambda c: _answer(c, {"steps": list(self._engine.steps)}),
         }
         self._post: dict[str, Callable[[ServerConnection, HttpRequest], None]] = {
             **dict.fromkeys(ENDPOINTS, self._generate),

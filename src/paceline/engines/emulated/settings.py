@@ -36,6 +36,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     keep_alive_s: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     """How long an idle connection is kept (vLLM's default)."""
 
+    step_log: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Newest steps that `GET /emulate/steps` tells of: the truth about each token's time."""
+
     kv_events_endpoint: str = ""
     """Where it publishes what its KV cache holds, such as `tcp://*:5557`; empty: nowhere."""
     kv_events_replay_endpoint: str = ""

@@ -1,0 +1,195 @@
+"""How does the fleet stand, and what is wrong with it? Looked at now and then, and when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any
+
+import msgspec
+
+from paceline.kernel import Kernel
+from paceline.kernel.watch import HANG_STEPS, LEAST_HANG_S, LEAST_SAMPLES
+from paceline.kernel.worker import WorkerState
+from paceline.observe.losses import WINDOW_S, Late
+from paceline.observe.stalls import Stalls
+from paceline.observe.workers import LIKE_SAMPLES, Track
+from paceline.policy.causes import PREFILL, TOKENS, Cause
+from paceline.policy.diagnose import diagnose
+from paceline.policy.look import Finding, Look, WorkerLook
+
+HUNG_STEPS = 3.0
+"""Times that a step with all prompts ahead in it may take, until its worker seems to hang."""
+LOOK_S = 5.0
+"""How often the fleet is looked at unasked, so that it is known since when a trouble lasts."""
+GONE_S = 15.0
+"""A trouble that was not found for so long is over."""
+
+
+class Diagnosis:
+    """What is wrong, and since when."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        stalls: Stalls,
+        clocks: tuple[Callable[[], float], Callable[[], float]],
+        refusals: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        """`clocks`: the host's, and the one on the wall. `refusals`: over a quota so far, by
+        tenant."""
+        self._kernel = kernel
+        self._stalls = stalls
+        self._now, self._wall = clocks
+        self._refusals = refusals
+        self._refused: list[tuple[float, Mapping[str, int]]] = []
+        self._known: dict[tuple[str, str, str, str], tuple[float, float]] = {}
+        """Troubles by what they are about: since when, and when last found."""
+        stalls.on_look = self._looked
+        self._look_at = -inf
+
+    def _looked(self, now: float) -> None:
+        if now >= self._look_at:
+            self.findings(now)
+
+    def findings(self, now: float) -> list[Finding]:
+        """What is wrong now, worst first."""
+        self._look_at = now + LOOK_S
+        found, known = [], self._known
+        for finding in diagnose(self.look(now)):
+            since, last = known.get(finding.about, (finding.since, now))
+            since = min(since, finding.since) if now - last < GONE_S else finding.since
+            known[finding.about] = since, now
+            found.append(msgspec.structs.replace(finding, since=since))
+        self._known = {about: seen for about, seen in known.items() if now - seen[1] < GONE_S}
+        return found
+
+    def look(self, now: float) -> Look:
+        """All that findings rest on."""
+        stalls, kernel = self._stalls, self._kernel
+        lags = [(at, s) for at, s in stalls.lags if at > now - WINDOW_S]
+        tracks = stalls.tracks
+        return Look(
+            now=now,
+            window_s=WINDOW_S,
+            requests=stalls.losses.requests(now),
+            workers=[
+                worker_look(state, tracks.get(worker_id) or Track(), now)
+                for worker_id, state in sorted(kernel.workers.items())
+            ],
+            losses=stalls.losses.recent(now),
+            waiting=kernel.held(),
+            lag_share=sum(s for _, s in lags) / WINDOW_S,
+            worst_lag_s=max((s for _, s in lags), default=0.0),
+            refusals=self._newly_refused(now),
+        )
+
+    def _newly_refused(self, now: float) -> dict[str, int]:
+        """Requests over a quota within the window, by tenant."""
+        so_far = dict(self._refusals())
+        self._refused = [seen for seen in self._refused if seen[0] > now - WINDOW_S]
+        before = self._refused[0][1] if self._refused else so_far
+        if not self._refused or now - self._refused[-1][0] >= 1.0:
+            self._refused.append((now, so_far))
+        new = {tenant: count - before.get(tenant, 0) for tenant, count in so_far.items()}
+        return {tenant: count for tenant, count in new.items() if count > 0}
+
+    # As JSON.
+
+    def to_json(self) -> dict[str, Any]:
+        """What `/paceline/v1/diagnosis` says. Times are Unix seconds."""
+        now, offset = self._now(), self._wall() - self._now()
+        findings = []
+        for finding in self.findings(now):
+            shown = msgspec.to_builtins(finding)
+            findings.append({**shown, "since": finding.since + offset})
+        losses = self._stalls.losses
+        return {
+            "at": now + offset,
+            "window_s": WINDOW_S,
+            "requests": losses.requests(now),
+            "promises_lost": sum(loss.promises for loss in losses.recent(now)),
+            "findings": findings,
+        }
+
+    def stalls_json(self, worker: str | None, limit: int) -> dict[str, Any]:
+        """What `/paceline/v1/stalls` says: newest last."""
+        offset, losses = self._wall() - self._now(), self._stalls.losses
+        workers = losses.late if worker is None else {worker: losses.late.get(worker, ())}
+        return {
+            "at": self._wall(),
+            "causes": [cause.value for cause in Cause],
+            "workers": {
+                worker_id: [_late(late, offset) for late in list(kept)[-limit:]]
+                for worker_id, kept in workers.items()
+            },
+            "lost": [
+                {
+                    "model": model,
+                    "tier": tier,
+                    "worker": worker_id,
+                    "cause": cause.value,
+                    **msgspec.to_builtins(total),
+                }
+                for (model, tier, worker_id, cause), total in losses.totals.items()
+            ],
+        }
+
+
+def _late(late: Late, offset: float) -> dict[str, Any]:
+    shown = msgspec.to_builtins(late)
+    return {**shown, "at": late.at + offset, "streams": late.streams}
+
+
+def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
+    """How one worker has been doing."""
+    report, ledger, worker = state.report, state.ledger, state.worker
+    samples = track.samples
+    normal_s, slow_s, best_s, steps = track.timeline.pace
+    window = track.spent(now - WINDOW_S)
+    busy_s = sum(window[:TOKENS])
+    first = samples[0] if samples else None
+    queries = (report.prefix_queries_total or 0.0) if report else 0.0
+    hits = (report.prefix_hits_total or 0.0) if report else 0.0
+    hangs = track.since("hang", now - WINDOW_S)
+    lost = track.since("lost", now - WINDOW_S)
+    speed = track.timeline.speed
+    step_s = track.usual_s * speed.slowdown
+    full_s = speed.curve.at(ledger.streams + ledger.ahead) * speed.slowdown
+    seen = ledger.streams > ledger.blind or ledger.ahead > 0.0
+    learned = state.timing.samples >= LEAST_SAMPLES
+    return WorkerLook(
+        id=worker.id,
+        model=worker.model,
+        node=worker.node,
+        role=worker.role,
+        healthy=report is not None and report.healthy,
+        because=(report.because if report is not None else "it has not answered yet"),
+        hangs=len(hangs),
+        silent_s=now - state.last_step_at if seen and learned and ledger.entries else 0.0,
+        hang_s=max(LEAST_HANG_S, HANG_STEPS * step_s, HUNG_STEPS * full_s),
+        failed=len(lost),
+        failure=lost[-1].because if lost else "",
+        streams=ledger.streams,
+        arriving=len(ledger.entries) - ledger.streams,
+        ahead=ledger.ahead,
+        steps=steps if state.timing.samples >= LIKE_SAMPLES else 0.0,
+        stepped_s=now - track.timeline.reached,
+        normal_s=normal_s,
+        slow_s=max(slow_s, 0.0),
+        best_s=best_s,
+        prefill_share=window[PREFILL] / busy_s if busy_s > 0.0 else 0.0,
+        slowdown=speed.slowdown * speed.aged,
+        told_times=track.told,
+        seen_times=track.seen,
+        budget=float(state.windows.budget),
+        overhead_s=state.windows.overhead_s,
+        kv_used=(report.kv_used or 0.0) if report else 0.0,
+        preemptions=state.preemptions - first.preemptions if first else 0,
+        waiting=(report.waiting or 0) if report else 0,
+        foreign=min(track.foreign),
+        queries=queries - first.queries if first else 0.0,
+        hits=hits - first.hits if first else 0.0,
+        usual_hits=hits / queries if queries else 0.0,
+        since=min((trouble.at for trouble in (*hangs, *lost)), default=0.0),
+    )

@@ -1,0 +1,481 @@
+"""Which cause has each late token?
+
+Watches a kernel from beside: it gets every fact after the kernel has handled it, and the commands
+that followed. Steps are explained once for all their streams (`Timeline`); a request keeps three
+marks on its worker's timeline, so that a broken promise is explained by the difference of sums. No
+work is done for a token, and little for one that is in time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+import structlog
+
+from paceline.domain.commands import Command, Dispatch, Fail, Move, Pause, Shed
+from paceline.domain.facts import (
+    ClientLeft,
+    DispatchFailed,
+    Fact,
+    FirstTokenSeen,
+    RequestArrived,
+    StepsSeen,
+    StreamBroke,
+    StreamEnded,
+    StreamStopped,
+    WorkerReported,
+)
+from paceline.domain.request import Request
+from paceline.kernel import Kernel
+from paceline.observe.losses import Late, Losses, of_request
+from paceline.observe.timeline import PATIENCE_S, REPORT_S, LateStep, Mark, between
+from paceline.observe.workers import Track, look_at
+from paceline.policy.causes import (
+    NOTHING,
+    Cause,
+    Split,
+    Sums,
+    add,
+    beyond,
+    dominant,
+    late_after_s,
+    of_first_token,
+    of_gaps,
+)
+
+LOOK_S = 1.0
+"""How often the workers are looked at."""
+ALONE = 1.5
+"""Times the longest gap of all streams that a single one's gap must be to be its own."""
+MOST_LAGS = 256
+
+log = structlog.get_logger("paceline")
+
+
+class Course:
+    """A request on its way."""
+
+    __slots__ = (
+        "arrived_at",
+        "begun",
+        "broken",
+        "extra",
+        "legs",
+        "off_at",
+        "off_because",
+        "preemptions",
+        "queued_s",
+        "ready_at",
+        "request",
+        "sent",
+        "uncached",
+        "worker",
+    )
+
+    def __init__(self, request: Request, now: float) -> None:
+        self.request = request
+        self.arrived_at = self.ready_at = now
+        """`ready_at`: since when it waits at the gateway, if it does."""
+        self.queued_s = 0.0
+        self.worker = ""
+        self.uncached = 0.0
+        self.sent: Mark | None = None
+        self.begun: Mark | None = None
+        """Its first token on this worker."""
+        self.preemptions = 0
+        """Of its worker, before that."""
+        self.legs: list[tuple[Mark, Mark]] = []
+        """Where it decoded before."""
+        self.extra: Split = {}
+        """What was lost between workers."""
+        self.off_at = inf
+        """When it left the worker that had begun its answer."""
+        self.off_because = Cause.LOST_WORKER
+        self.broken = False
+        """Its promise is lost already."""
+
+    @property
+    def of(self) -> tuple[str, str, str, str, str]:
+        request = self.request
+        return request.id, request.model, request.tier, request.tenant, self.worker
+
+
+class Stalls:
+    """Explains what is late. `lag` tells it when the gateway itself was."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.losses = Losses()
+        self.tracks: dict[str, Track] = {}
+        """By worker."""
+        self.lags: deque[tuple[float, float]] = deque(maxlen=MOST_LAGS)
+        """When the event loop was late, and by how much."""
+        self.on_look: Callable[[float], None] = lambda now: None
+        self._kernel = kernel
+        self._courses: dict[str, Course] = {}
+        self._floor_s = inf
+        """The shortest gap that is late for anybody."""
+        self._doubts: deque[tuple[float, Callable[[], None]]] = deque()
+        """What waits for a worker's next report."""
+        self._look_at = -inf
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            RequestArrived: self._arrived,
+            FirstTokenSeen: self._first_token,
+            StepsSeen: self._steps,
+            StreamEnded: self._ended,
+            StreamStopped: self._stopped,
+            StreamBroke: self._broke,
+            DispatchFailed: self._failed,
+            ClientLeft: self._left,
+            WorkerReported: self._reported,
+        }
+
+    def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
+        """The kernel has handled a fact. What is explained here is not worth a stream."""
+        try:
+            self._saw(now, fact, commands)
+        except Exception:
+            log.exception("a bug kept something late from being explained")
+
+    def _saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
+        handler = self._handlers.get(type(fact))
+        if handler is not None:
+            handler(fact, now)
+        for command in commands:
+            self._commanded(command, now)
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            self.look(now)
+
+    def lag(self, at: float, seconds: float) -> None:
+        """The event loop came to what was due so many seconds late."""
+        self.lags.append((at, seconds))
+
+    def look(self, now: float) -> None:
+        """Some time has passed."""
+        workers = self._kernel.workers
+        while self._doubts and self._doubts[0][0] <= now:
+            self._doubts.popleft()[1]()
+        for track in self.tracks.values():
+            track.timeline.settle(now - PATIENCE_S)
+            self._explain(track, now)
+        gone = [worker_id for worker_id in self.tracks if worker_id not in workers]
+        for worker_id in gone:
+            del self.tracks[worker_id]
+        self.losses.forget(gone)
+        look_at(workers, self.tracks, now)
+        self.on_look(now)
+        if len(self._courses) > 2 * len(self._kernel.requests) + 100:
+            known = self._kernel.requests
+            self._courses = {name: c for name, c in self._courses.items() if name in known}
+
+    def _track(self, worker_id: str) -> Track:
+        track = self.tracks.get(worker_id)
+        if track is None:
+            track = self.tracks[worker_id] = Track()
+        return track
+
+    # Steps.
+
+    def _steps(self, fact: StepsSeen, now: float) -> None:
+        state = self._kernel.workers.get(fact.worker_id)
+        if state is None:
+            return
+        track, settled = self._track(fact.worker_id), state.windows.settled
+        timeline = track.timeline
+        track.learn(state)
+        while settled:
+            step = settled.popleft()
+            lag_s = self._lag_s(step.began_at, step.ended_at) if self.lags else 0.0
+            timeline.stepped(step, lag_s, self._floor_s)
+        if timeline.late or track.pending:
+            self._explain(track, now)
+
+    def _reported(self, fact: WorkerReported, now: float) -> None:
+        state = self._kernel.workers.get(fact.worker_id)
+        if state is not None:
+            self._track(fact.worker_id).reported(state, fact.report)
+
+    def _lag_s(self, began_at: float, ended_at: float) -> float:
+        """What the event loop was late by while a step's tokens came."""
+        late_s = 0.0
+        for at, seconds in reversed(self.lags):
+            if at < began_at:
+                break
+            if at - seconds < ended_at:
+                late_s += min(seconds, at - began_at)
+        return late_s
+
+    def _explain(self, track: Track, now: float) -> None:
+        for late in track.timeline.explained(now):
+            self._late_step(track, late)
+        pending = track.pending
+        while pending and pending[0][0].sums is not None:
+            pending.popleft()[1]()
+
+    def _late_step(self, track: Track, late: LateStep) -> None:
+        """A gap of all streams of a worker: who had less patience?"""
+        began_at = late.at - late.seconds
+        split = of_gaps(late.sums)
+        tiers: dict[str, int] = {}
+        tenants: dict[str, int] = {}
+        lost: dict[str, Split] = {}
+        worst: Split = {}
+        for name in track.state.ledger.entries if track.state is not None else ():
+            course = self._courses.get(name)
+            if course is None or course.begun is None or course.begun.at > began_at + 1e-3:
+                continue
+            request = course.request
+            if late.seconds <= late_after_s(request.promise):
+                continue
+            tiers[request.tier] = tiers.get(request.tier, 0) + 1
+            tenants[request.tenant] = tenants.get(request.tenant, 0) + 1
+            share = beyond(split, allowed_s(request, late.seconds, split))
+            add(lost.setdefault(request.tier, {}), share)
+            if sum(share.values()) > sum(worst.values()):
+                worst = share
+        if worst:
+            assert track.state is not None
+            worker = track.state.worker
+            self.losses.add(
+                Late(
+                    late.at,
+                    "step",
+                    worker.model,
+                    worker.id,
+                    late.seconds,
+                    sum(worst.values()),
+                    dominant(worst),
+                    worst,
+                    tiers,
+                    tenants,
+                ),
+                lost,
+            )
+
+    # Requests.
+
+    def _arrived(self, fact: RequestArrived, now: float) -> None:
+        request = fact.request
+        self._courses.setdefault(request.id, Course(request, now))
+        self._floor_s = min(self._floor_s, late_after_s(request.promise))
+
+    def _commanded(self, command: Command, now: float) -> None:
+        course = self._courses.get(command.request_id)
+        if course is None:
+            return
+        match command:
+            case Dispatch():
+                self._sent(course, command.worker_id, now)
+            case Shed():
+                self._without(course, Cause.GATEWAY_QUEUE, now)
+            case Fail():
+                self._without(course, Cause.LOST_WORKER, now)
+            case Pause():
+                course.off_because = Cause.PAUSE
+            case Move():
+                hangs = command.because.endswith(" hangs")
+                course.off_because = Cause.HANG if hangs else Cause.SLOW_WORKER
+                if hangs:
+                    self._track(course.worker).troubled("hang", command.because, now)
+
+    def _sent(self, course: Course, worker_id: str, now: float) -> None:
+        course.worker, course.begun = worker_id, None
+        course.queued_s += now - course.ready_at
+        course.sent = self._track(worker_id).timeline.mark(now)
+        entry = self._kernel.workers[worker_id].ledger.entries.get(course.request.id)
+        course.uncached = entry.uncached if entry is not None else 0.0
+
+    def _first_token(self, fact: FirstTokenSeen, now: float) -> None:
+        course = self._courses.get(fact.request_id)
+        if course is None or course.sent is None or course.begun is not None:
+            return
+        track = self._track(course.worker)
+        course.begun = mark = track.timeline.mark(fact.at)
+        course.preemptions = track.state.preemptions if track.state is not None else 0
+        if course.off_at < inf:  # its answer goes on
+            add(course.extra, {course.off_because: max(fact.at - course.off_at, 0.0)})
+        elif not course.legs:
+            self._came(course, track, mark)
+        course.off_at, course.off_because = inf, Cause.LOST_WORKER
+
+    def _came(self, course: Course, track: Track, mark: Mark) -> None:
+        """A request's very first token: was it late?"""
+        sent, allowed_s = course.sent, course.request.promise.ttft_s
+        assert sent is not None
+        seconds = mark.at - course.arrived_at
+        if seconds <= allowed_s:
+            return
+        course.broken = True
+        queued_s, uncached, extra, of = course.queued_s, course.uncached, course.extra, course.of
+        course.extra = {}
+        budget = track.timeline.speed.budget
+
+        def explain() -> None:
+            sums = between(sent, mark)
+            there_s, waits = mark.at - sent.at, _has_queue(track)
+            split = of_first_token(queued_s, there_s, sums, uncached, budget, waits)
+            self._lost(mark.at, "first_token", seconds, add(split, extra), allowed_s, of, 1)
+
+        track.pending.append((mark, explain))
+
+    def _ended(self, fact: StreamEnded, now: float) -> None:
+        course = self._over(fact.request_id, now)
+        if course is None or course.sent is None:
+            return
+        request, track = course.request, self._track(course.worker)
+        mean_late = fact.itl_s > request.promise.itl_s
+        stall_late = fact.stall_s > late_after_s(request.promise)
+        if course.begun is None:
+            if not request.streaming:
+                self._came(course, track, track.timeline.mark(now))
+            return
+        if not mean_late and not stall_late:
+            return
+        end = track.timeline.mark(now)
+        legs = [*course.legs, (course.begun, end)]
+        span_s = fact.itl_s * max(fact.output_tokens - 1, 0)
+
+        def explain() -> None:
+            sums = NOTHING
+            for first, last in legs:
+                if first.sums is not None and last.sums is not None:
+                    sums = [a + b for a, b in zip(sums, between(first, last), strict=True)]
+            self._explain_answer(course, track, fact, end.at, span_s, sums)
+
+        def wait() -> None:
+            """A gap of its own may be told of by the engine's next report."""
+            if self._is_own(course, track, fact.stall_s):
+                self._doubts.append((end.at + REPORT_S, explain))
+            else:
+                explain()
+
+        track.pending.append((end, wait))
+
+    def _is_own(self, course: Course, track: Track, stall_s: float) -> bool:
+        """Was its longest gap not one of all streams of its worker?"""
+        if course.legs or course.begun is None or stall_s <= late_after_s(course.request.promise):
+            return False
+        shared = track.timeline.worst(course.begun.at)
+        return shared is None or stall_s > ALONE * shared.seconds
+
+    def _explain_answer(
+        self,
+        course: Course,
+        track: Track,
+        fact: StreamEnded,
+        at: float,
+        span_s: float,
+        sums: Sums,
+    ) -> None:
+        """An answer whose gaps were too long, one or on average."""
+        promise, split = course.request.promise, add(of_gaps(sums), course.extra)
+        stall: Split = {}
+        if self._is_own(course, track, fact.stall_s):
+            state = track.state
+            thrown_out = state is not None and state.preemptions > course.preemptions
+            cause = Cause.PREEMPTION if thrown_out else Cause.LINK
+            stall = {cause: fact.stall_s}
+            rest_s = sum(split.values())
+            keep = max(rest_s - fact.stall_s, 0.0) / rest_s if rest_s else 0.0
+            split = add({c: s * keep for c, s in split.items()}, stall)
+        elif course.extra:
+            stall = dict(course.extra)
+        broken = not course.broken and not promise.kept(0.0, fact.itl_s, fact.stall_s)
+        if fact.itl_s > promise.itl_s:
+            allowed_s = promise.itl_s * max(fact.output_tokens - 1, 0)
+            short_s = span_s - sum(split.values())
+            if short_s > 0.0:  # what no step accounts for was on its way
+                add(split, {Cause.LINK: short_s})
+            self._lost(at, "mean", span_s, split, allowed_s, course.of, int(broken))
+            broken = False
+        if stall and fact.stall_s > late_after_s(promise):
+            allowed_s = min(promise.itl_s, promise.stall_s, 0.5 * fact.stall_s)
+            self._lost(at, "stream", fact.stall_s, stall, allowed_s, course.of, int(broken))
+        elif broken:  # by a gap of all streams: counted there, but not as a promise
+            worst = track.timeline.worst(course.begun.at) if course.begun is not None else None
+            split = of_gaps(worst.sums) if worst is not None else {Cause.LINK: fact.stall_s}
+            self._lost(at, "stream", fact.stall_s, split, promise.stall_s, course.of, 1)
+
+    def _lost(
+        self,
+        at: float,
+        what: str,
+        seconds: float,
+        split: Split,
+        allowed_s: float,
+        of: tuple[str, str, str, str, str],
+        promises: int,
+    ) -> None:
+        late = beyond(split, allowed_s) or split
+        if late:
+            event = of_request(at, what, seconds, late, of)
+            self.losses.add(event, {of[2]: event.split}, promises)
+
+    def _without(self, course: Course, cause: Cause, now: float) -> None:
+        """There is no answer, or no more of it."""
+        self._over(course.request.id, now)
+        seconds = max(now - course.arrived_at, 1e-3)
+        promises = int(not course.broken)
+        self._lost(now, "none", seconds, {cause: seconds}, 0.0, course.of, promises)
+
+    # Off a worker.
+
+    def _stopped(self, fact: StreamStopped, now: float) -> None:
+        course = self._courses.get(fact.request_id)
+        if course is not None and course.worker == fact.worker_id:
+            self._off(course, now)
+
+    def _broke(self, fact: StreamBroke, now: float) -> None:
+        course = self._courses.get(fact.request_id)
+        if fact.blame:
+            self._track(fact.worker_id).troubled("lost", fact.because, now)
+        if course is None:
+            return
+        if fact.resumable:
+            course.off_because = Cause.LOST_WORKER
+            self._off(course, now)
+        else:
+            self._without(course, Cause.LOST_WORKER, now)
+
+    def _failed(self, fact: DispatchFailed, now: float) -> None:
+        if fact.blame:
+            self._track(fact.worker_id).troubled("lost", fact.because, now)
+        course = self._courses.get(fact.request_id)
+        if course is not None and course.worker == fact.worker_id:
+            self._off(course, now)
+
+    def _off(self, course: Course, now: float) -> None:
+        """It is no longer on its worker, and goes on elsewhere."""
+        timeline = self._track(course.worker).timeline
+        if course.begun is not None:
+            end = timeline.mark(now)
+            course.legs.append((course.begun, end))
+            course.off_at = min(max(timeline.reached, course.begun.at), now)
+        elif course.sent is not None:
+            add(course.extra, {course.off_because: max(now - course.sent.at, 0.0)})
+        course.ready_at, course.begun, course.sent = now, None, None
+
+    def _left(self, fact: ClientLeft, now: float) -> None:
+        self._over(fact.request_id, now)
+
+    def _over(self, request_id: str, now: float) -> Course | None:
+        course = self._courses.pop(request_id, None)
+        if course is not None:
+            self.losses.request_over(now)
+        return course
+
+
+def _has_queue(track: Track) -> bool:
+    """Do requests wait in the engine, as far as it says?"""
+    report = track.state.report if track.state is not None else None
+    return report is None or report.waiting is None or report.waiting > 0
+
+
+def allowed_s(request: Request, seconds: float, split: Split) -> float:
+    """What one gap may take; where nothing is promised, what the batch's steps do."""
+    promise = request.promise
+    allowed = min(promise.itl_s, promise.stall_s)
+    return allowed if allowed < inf else min(split.get(Cause.BATCH, 0.0), seconds)

@@ -1,0 +1,169 @@
+"""What does whoever looks for trouble in a fleet get to see, and what is found?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from paceline.policy.causes import Cause
+
+Evidence = dict[str, float | str]
+
+
+class Loss(msgspec.Struct):
+    """What one cause took on one worker, within the window."""
+
+    model: str
+    worker: str
+    """Empty: before any worker was chosen."""
+    cause: Cause
+    promises: int = 0
+    """Requests whose promise it broke."""
+    gaps: int = 0
+    """Streams that it made wait, each time."""
+    seconds: float = 0.0
+    tiers: dict[str, int] = msgspec.field(default_factory=dict)
+    tenants: dict[str, int] = msgspec.field(default_factory=dict)
+    since: float = 0.0
+
+
+class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker over the window. Seconds of steps are split as in `policy.causes`."""
+
+    id: str
+    model: str
+    node: str = ""
+    role: str = "both"
+    healthy: bool = True
+    because: str = ""
+    """Why it is not."""
+    hangs: int = 0
+    """Requests taken off it because it hung."""
+    silent_s: float = 0.0
+    """For so long nothing has come, though it has work."""
+    hang_s: float = 1.0
+    """From when on that is a hang."""
+    failed: int = 0
+    """Requests that it failed."""
+    failure: str = ""
+    """The last one's reason."""
+    streams: int = 0
+    arriving: int = 0
+    ahead: float = 0.0
+    """Prompt tokens sent and not yet prefilled."""
+    steps: float = 0.0
+    """The last ones, by which its speed is judged; older ones count less."""
+    stepped_s: float = 0.0
+    """So long ago."""
+    normal_s: float = 0.0
+    """What they would have taken at normal speed..."""
+    slow_s: float = 0.0
+    """...and what they took more."""
+    best_s: float = 0.0
+    """What they would have taken at its own best."""
+    prefill_share: float = 0.0
+    """Of the time of its steps."""
+    slowdown: float = 1.0
+    """By which the kernel reckons just now, times what has become usual since its best."""
+    told_times: float = 0.0
+    """As many times as long as it should be was a gap between tokens, by the engine's own measure,
+    between its last two reports..."""
+    seen_times: float = 0.0
+    """...and as seen from here; 0: not known."""
+    budget: float = 0.0
+    overhead_s: float = 0.0
+    kv_used: float = 0.0
+    preemptions: int = 0
+    waiting: int = 0
+    """In the engine, as it says."""
+    foreign: int = 0
+    """Requests that it has, and that no gateway known here has sent."""
+    queries: float = 0.0
+    hits: float = 0.0
+    usual_hits: float = 0.0
+    """Share of prompt tokens found in its cache, since it runs."""
+    since: float = 0.0
+    """When its trouble began, if it has any."""
+
+    @property
+    def times(self) -> float:
+        """As long as normal that its steps take."""
+        return 1.0 + self.slow_s / self.normal_s if self.normal_s > 0.0 else 1.0
+
+    @property
+    def times_itself(self) -> float:
+        """As long as at its own best."""
+        return (self.normal_s + self.slow_s) / self.best_s if self.best_s > 0.0 else 1.0
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is looked at."""
+
+    now: float
+    window_s: float
+    requests: int = 0
+    """That ended within the window."""
+    workers: Sequence[WorkerLook] = ()
+    losses: Sequence[Loss] = ()
+    waiting: dict[str, int] = msgspec.field(default_factory=dict)
+    """Requests at the gateway, by model."""
+    lag_share: float = 0.0
+    """Of time by which the event loop was late."""
+    worst_lag_s: float = 0.0
+    refusals: dict[str, int] = msgspec.field(default_factory=dict)
+    """Requests over a quota within the window, by tenant."""
+
+
+class Hurt(msgspec.Struct, frozen=True):
+    """Who has lost what."""
+
+    promises_lost: int = 0
+    seconds_lost: float = 0.0
+    streams: int = 0
+    """That are there now."""
+    tiers: dict[str, int] = msgspec.field(default_factory=dict)
+    tenants: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One trouble."""
+
+    kind: str
+    model: str = ""
+    worker: str = ""
+    node: str = ""
+    tenant: str = ""
+    since: float
+    says: str
+    remedy: str
+    evidence: Evidence
+    hurt: Hurt
+
+    @property
+    def about(self) -> tuple[str, str, str, str]:
+        """What stays the same while it lasts."""
+        return self.kind, self.model, self.worker, self.tenant
+
+
+def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -> Hurt:
+    """What these causes took from a model's requests, on one worker or on all."""
+    wanted = set(causes)
+    losses = [
+        loss
+        for loss in look.losses
+        if loss.cause in wanted and loss.model == model and worker in ("", loss.worker)
+    ]
+    tiers: Counter[str] = Counter()
+    tenants: Counter[str] = Counter()
+    for loss in losses:
+        tiers.update(loss.tiers)
+        tenants.update(loss.tenants)
+    return Hurt(
+        sum(loss.promises for loss in losses),
+        sum(loss.seconds for loss in losses),
+        sum(w.streams for w in look.workers if w.model == model and worker in ("", w.id)),
+        dict(tiers),
+        dict(tenants),
+    )

@@ -1,0 +1,129 @@
+"""Does each late token get its true cause? Against the engine model's own record of its steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import msgspec
+import pytest
+from troubled import CHAT, Watched, healthy
+
+from paceline.enginemodel import Profile
+from paceline.policy.causes import Cause
+from paceline.simulator.scenario import Fault, Network, Requests, Workers
+
+RIGHT = 0.9
+"""Share of late events that must get the right cause."""
+ONE = (Workers(profile="h100-llama-70b-tp4"),)
+LITTLE = (msgspec.structs.replace(CHAT, rate=3.0),)
+DOCUMENTS = Requests(kind="documents", rate=1.0, tier="documents", tenant="law", from_s=10.0)
+
+
+def large_steps(profile: Profile) -> Profile:
+    return msgspec.structs.replace(profile, max_num_batched_tokens=16_384)
+
+
+def few_places(profile: Profile) -> Profile:
+    return msgspec.structs.replace(profile, max_num_seqs=6)
+
+
+@cache
+def played(trouble: str) -> Watched:
+    """Runs are long: each is made once."""
+    slow = Fault(kind="slow", worker="*", at_s=20, for_s=5, factor=8.0, every_s=15)
+    hang = Fault(kind="hang", worker="*", at_s=20, for_s=3, every_s=10)
+    small = (Workers(profile="h100-llama-70b-tp4", count=3, kv_tokens=8192),)
+    long = (msgspec.structs.replace(CHAT, output=(400, 1200)),)
+    flood = (CHAT, msgspec.structs.replace(CHAT, rate=60.0, from_s=20.0, tenant="crowd"))
+    watched = {
+        "none": lambda: Watched(healthy()),
+        "slow": lambda: Watched(healthy(slow, workers=ONE, requests=LITTLE)),
+        "hang": lambda: Watched(healthy(hang, workers=ONE, requests=LITTLE)),
+        "documents": lambda: Watched(healthy(requests=(CHAT, DOCUMENTS)), profile=large_steps),
+        "kv": lambda: Watched(healthy(workers=small, requests=long), "round-robin"),
+        "places": lambda: Watched(healthy(), "round-robin", few_places),
+        "flood": lambda: Watched(healthy(requests=flood)),
+        "link": lambda: Watched(healthy(network=Network(bytes_per_s=6000.0))),
+        "crash": lambda: Watched(
+            healthy(Fault(kind="crash", worker="w0", at_s=20, for_s=5, every_s=15))
+        ),
+    }[trouble]()
+    return watched.run()
+
+
+def judge(watched: Watched) -> Counter[bool]:
+    """How many late steps have the right cause, and how many have not?"""
+    steps = [watched.is_right(late) for late in watched.late if late.what == "step"]
+    return Counter(right for right in steps if right is not None)
+
+
+@pytest.mark.parametrize("trouble", ["slow", "hang", "documents", "flood", "kv"])
+def test_late_steps_get_the_cause_that_the_engine_knows(trouble: str) -> None:
+    watched = played(trouble)
+    judged = judge(watched)
+    assert judged.total() >= 10
+    assert judged[True] / judged.total() >= RIGHT
+
+
+def test_over_all_troubles_nine_of_ten_late_gaps_get_the_right_cause() -> None:
+    judged: Counter[bool] = Counter()
+    for trouble in ("slow", "hang", "documents", "flood", "kv"):
+        judged += judge(played(trouble))
+    assert judged[True] / judged.total() >= RIGHT
+
+
+@pytest.mark.parametrize(
+    ("trouble", "what", "cause"),
+    [
+        ("kv", "stream", Cause.PREEMPTION),
+        ("places", "first_token", Cause.ENGINE_QUEUE),
+        ("flood", "first_token", Cause.GATEWAY_QUEUE),
+        ("link", "first_token", Cause.LINK),
+        ("crash", "stream", Cause.LOST_WORKER),
+    ],
+)
+def test_what_no_step_shows_gets_the_cause_that_was_injected(
+    trouble: str, what: str, cause: Cause
+) -> None:
+    """Without the trouble there is nothing of the kind in the same fleet."""
+    assert not played("none").causes(what)
+    causes = played(trouble).causes(what)
+    assert causes.total() >= 5
+    assert causes[cause] / causes.total() >= RIGHT
+
+
+def test_a_fleet_that_is_well_breaks_no_promise_without_a_cause() -> None:
+    watched = played("none")
+    lost = sum(total.promises for total in watched.stalls.losses.totals.values())
+    assert lost == 0
+
+
+@pytest.mark.parametrize("trouble", ["slow", "hang", "flood", "places", "kv", "crash"])
+def test_every_broken_promise_is_explained_once(trouble: str) -> None:
+    watched = played(trouble)
+    totals = watched.stalls.losses.totals.values()
+    explained = sum(total.promises for total in totals)
+    result = watched.simulation.recorder.result("", "", 1).total
+    broken = result.requests - result.kept
+    assert explained == pytest.approx(broken, abs=max(0.05 * broken, 2))
+
+
+@pytest.mark.parametrize("trouble", ["slow", "hang", "documents", "flood", "kv", "places"])
+def test_the_causes_of_each_late_event_add_up_to_its_lateness(trouble: str) -> None:
+    for late in played(trouble).late:
+        assert sum(late.split.values()) == pytest.approx(late.late_s)
+        assert 0.0 < late.late_s <= late.seconds * (1 + 1e-9)
+        assert late.cause in late.split
+
+
+def test_nothing_is_remembered_of_requests_that_are_over() -> None:
+    watched = played("crash")
+    assert not watched.simulation.gateways[0].kernel.requests
+    assert not watched.stalls._courses
+
+
+def test_a_step_hits_all_its_streams_and_is_told_once() -> None:
+    steps = [late for late in played("documents").late if late.what == "step"]
+    assert max(late.streams for late in steps) > 3
+    assert len({(late.worker, late.at) for late in steps}) == len(steps)

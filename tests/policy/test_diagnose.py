@@ -1,0 +1,197 @@
+"""Is each trouble named with its numbers, and is nothing named where nothing is wrong?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.policy.causes import Cause
+from paceline.policy.diagnose import CHECKS, COSTLY, diagnose
+from paceline.policy.look import Finding, Look, Loss, WorkerLook
+
+STEADY = {"steps": 20.0, "normal_s": 0.4, "best_s": 0.4, "streams": 10}
+
+
+def worker(name: str = "w0", **of: Any) -> WorkerLook:
+    return WorkerLook(id=name, model="m", **STEADY | of)
+
+
+def loss(cause: Cause, worker: str = "w0", promises: int = 20, **of: Any) -> Loss:
+    tiers, tenants = {"premium": promises}, {"acme": promises}
+    return Loss("m", worker, cause, promises, 0, 5.0, tiers, tenants, **of)
+
+
+def found(*workers: WorkerLook, losses: tuple[Loss, ...] = (), **of: Any) -> list[Finding]:
+    fleet = workers or (worker("w0"), worker("w1"), worker("w2"))
+    return diagnose(
+        Look(now=100.0, window_s=30.0, requests=200, workers=fleet, losses=losses, **of)
+    )
+
+
+def kinds(*workers: WorkerLook, **of: Any) -> list[str]:
+    return [finding.kind for finding in found(*workers, **of)]
+
+
+def test_a_fleet_that_is_well_has_no_findings() -> None:
+    assert found() == []
+
+
+@pytest.mark.parametrize("cause", list(Cause))
+def test_few_lost_promises_are_no_trouble(cause: Cause) -> None:
+    assert found(losses=(loss(cause, promises=4),)) == []
+
+
+@pytest.mark.parametrize(
+    ("sick", "kind"),
+    [
+        ({"healthy": False, "because": "connection refused"}, "lost_worker"),
+        ({"failed": 5, "failure": "reset"}, "lost_worker"),
+        ({"hangs": 4}, "hung_worker"),
+        ({"silent_s": 3.0, "hang_s": 1.0}, "hung_worker"),
+        ({"slow_s": 0.6, "slowdown": 2.5}, "slow_worker"),
+        ({"slow_s": 0.6, "slowdown": 2.5, "foreign": 30}, "foreign_load"),
+        ({"seen_times": 2.0, "told_times": 1.0}, "slow_link"),
+        ({"overhead_s": 0.4}, "slow_link"),
+        ({"preemptions": 7, "kv_used": 0.98}, "kv_pressure"),
+    ],
+)
+def test_a_trouble_that_shows_in_a_worker_is_found_before_it_costs_a_promise(
+    sick: dict[str, Any], kind: str
+) -> None:
+    (finding,) = found(worker("w0", **sick), worker("w1"), worker("w2"))
+    assert (finding.kind, finding.worker) == (kind, "w0")
+    assert finding.hurt.promises_lost == 0
+    assert finding.evidence
+    assert "w0" in finding.says
+
+
+def test_a_worker_of_an_older_kind_is_slow_only_if_that_costs_promises() -> None:
+    old = worker("w0", normal_s=0.2, slow_s=0.2, best_s=0.4)
+    assert kinds(old, worker("w1")) == []
+    assert kinds(old, worker("w1"), losses=(loss(Cause.SLOW_WORKER),)) == ["slow_worker"]
+
+
+def test_an_engine_that_was_not_late_itself_is_not_slow() -> None:
+    sick: dict[str, Any] = {"slow_s": 0.6, "slowdown": 2.5}
+    assert kinds(worker(**sick, told_times=2.0, seen_times=2.0)) == ["slow_worker"]
+    assert kinds(worker(**sick, told_times=1.0, seen_times=1.0)) == []  # until its next report
+
+
+def test_what_was_seen_of_a_worker_long_ago_is_not_held_against_it() -> None:
+    assert kinds(worker(slow_s=0.6, slowdown=2.5, stepped_s=300.0)) == []
+    assert kinds(worker(slow_s=0.6, slowdown=2.5, steps=3.0)) == []
+
+
+@pytest.mark.parametrize("trouble", COSTLY, ids=lambda trouble: str(trouble.kind))
+def test_each_cause_that_costs_promises_is_named(trouble: Any) -> None:
+    for cause in trouble.causes:
+        (finding,) = found(losses=(loss(cause, "w0"), loss(cause, "w1"), loss(cause, "w2")))
+        assert (finding.kind, finding.worker) == (trouble.kind, "")
+        assert finding.hurt.promises_lost == 60
+        assert finding.hurt.tenants == {"acme": 60}
+        assert "60 promises" in finding.says
+
+
+def test_losses_of_one_worker_among_several_are_its_affair() -> None:
+    losses = (loss(Cause.OTHERS_PREFILL, "w1", 30), loss(Cause.OTHERS_PREFILL, "w2", 4))
+    (finding,) = found(losses=losses)
+    assert (finding.worker, finding.hurt.promises_lost) == ("w1", 30)
+
+
+def test_the_trouble_that_costs_most_promises_comes_first() -> None:
+    losses = (
+        loss(Cause.OTHERS_PREFILL, promises=10),
+        loss(Cause.OWN_PREFILL, promises=30),
+        loss(Cause.LINK, promises=20),
+    )
+    assert kinds(losses=losses) == ["long_prompts", "slow_link", "prefill_in_decode"]
+
+
+def test_a_full_fleet_is_named_after_the_broken_worker_that_made_it_so() -> None:
+    losses = (loss(Cause.GATEWAY_QUEUE, "", 90), loss(Cause.HANG, "w0", 5))
+    assert kinds(worker("w0", hangs=5), worker("w1"), losses=losses) == [
+        "hung_worker",
+        "fleet_full",
+    ]
+
+
+def test_waiting_in_an_engine_whose_cache_is_full_is_kv_pressure() -> None:
+    full = worker("w0", preemptions=9, kv_used=0.99, waiting=12)
+    assert kinds(full, worker("w1"), losses=(loss(Cause.ENGINE_QUEUE),)) == ["kv_pressure"]
+
+
+def test_a_cache_that_no_longer_finds_what_it_used_to_find_thrashes() -> None:
+    thrashing = worker(queries=50_000, hits=5_000, usual_hits=0.7, kv_used=0.97)
+    losses = (loss(Cause.OWN_PREFILL),)
+    assert "cache_thrash" in kinds(thrashing, losses=losses)
+    assert "cache_thrash" not in kinds(worker(queries=50_000, hits=40_000, usual_hits=0.7))
+
+
+def test_a_starved_prefill_pool_is_named() -> None:
+    prefill = [worker(f"p{i}", role="prefill", ahead=40_000.0, budget=8192.0) for i in range(2)]
+    decode = [worker(f"d{i}", role="decode", budget=8192.0) for i in range(2)]
+    losses = (loss(Cause.OTHERS_PREFILL, "p0"), loss(Cause.GATEWAY_QUEUE, ""))
+    finding = found(*prefill, *decode, losses=losses)[0]
+    assert finding.kind == "phase_imbalance"
+    assert "for prefill" in finding.says
+
+
+def test_a_worker_with_far_more_to_do_than_its_like_is_named() -> None:
+    fleet = worker("w0", streams=60), worker("w1", streams=5), worker("w2", streams=6)
+    assert "unbalanced_routing" in kinds(*fleet, losses=(loss(Cause.BATCH),))
+
+
+def test_a_gateway_that_is_late_itself_is_named() -> None:
+    assert kinds(lag_share=0.3, worst_lag_s=0.4) == ["gateway_saturated"]
+    assert kinds(losses=(loss(Cause.GATEWAY),)) == ["gateway_saturated"]
+
+
+def test_a_tenant_over_its_limits_is_named() -> None:
+    (finding,) = found(refusals={"acme": 40, "small": 1})
+    assert (finding.kind, finding.tenant) == ("quota", "acme")
+
+
+losses = st.builds(
+    Loss,
+    st.just("m"),
+    st.sampled_from(["", "w0", "w1"]),
+    st.sampled_from(list(Cause)),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.floats(0, 100),
+)
+lookers = st.builds(
+    WorkerLook,
+    id=st.sampled_from(["w0", "w1"]),
+    model=st.just("m"),
+    role=st.sampled_from(["both", "prefill", "decode"]),
+    healthy=st.booleans(),
+    hangs=st.integers(0, 3),
+    failed=st.integers(0, 9),
+    streams=st.integers(0, 99),
+    steps=st.floats(0, 50),
+    normal_s=st.floats(0, 9),
+    slow_s=st.floats(0, 9),
+    best_s=st.floats(0, 9),
+    slowdown=st.floats(0.1, 9),
+    told_times=st.floats(0, 3),
+    seen_times=st.floats(0, 3),
+    foreign=st.integers(0, 99),
+    kv_used=st.floats(0, 1),
+    queries=st.floats(0, 1e6),
+    hits=st.floats(0, 1e6),
+)
+
+
+@given(st.lists(lookers, max_size=3, unique_by=lambda w: w.id), st.lists(losses, max_size=9))
+def test_whatever_is_seen_can_be_judged_and_every_finding_says_what_to_do(
+    workers: list[WorkerLook], lost: list[Loss]
+) -> None:
+    assert CHECKS
+    for finding in found(*workers, losses=tuple(lost)):
+        assert finding.says.endswith(".")
+        assert finding.remedy.endswith(".")
+        assert finding.since >= 0.0
