@@ -24,16 +24,14 @@ from paceline.domain.facts import (
 )
 from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
+from paceline.gateway.answer import Answer
 from paceline.gateway.flavors import FLAVORS, OTHER, Flavor
-from paceline.gateway.intake import Body, payload, wants_usage
+from paceline.gateway.intake import Body, payload
 from paceline.gateway.link import EngineLink, Timeouts
 from paceline.gateway.ports import Host, Turn
 from paceline.gateway.relay import Relay
 from paceline.gateway.reply import answer_head, last_events, refusal
-from paceline.gateway.resume import Produced
-from paceline.gateway.seam import Seam
 from paceline.gateway.sieve import Sieve
-from paceline.gateway.tally import Tally
 from paceline.wire.http1 import ResponseHead
 from paceline.wire.server import HttpRequest, ServerConnection
 
@@ -59,10 +57,9 @@ class Exchange:
         "_http",
         "_link",
         "_predicted",
-        "_produced",
         "_relay",
-        "_tally",
         "_urgency",
+        "answer",
         "arrived_at",
         "asked",
         "body",
@@ -96,8 +93,7 @@ class Exchange:
         """The attempt under way; none while the request waits for a worker."""
         self._flows = False
         """Its answer passes to the client."""
-        self._tally = Tally()
-        self._produced = Produced() if request.resumable else None
+        self.answer = Answer(http.path, request.resumable)
         self._predicted: Prediction | None = None
         self._urgency = urgency
         self.body = body
@@ -132,27 +128,25 @@ class Exchange:
         return self.status > 0
 
     def _send(self, now: float, fresh: bool) -> None:
-        link, http, produced = self._link, self._http, self._produced
+        link, http, answer = self._link, self._http, self.answer
         assert link is not None
         data: bytes | None = http.body
         seam = None
         if self.begun:
-            data = self._rest(link)
+            data = answer.rest(http.body, link.dialect)
             if data is None:
                 self._failed(f"{link.worker.kind} cannot go on with this answer", blame=False)
                 return
             if not data:
                 self._end_here("length")
                 return
-            assert produced is not None
-            produced.moves_on()
-            seam = Seam(produced.identity, self._tally.tokens, produced.again(http.path))
+            seam = answer.seam()
         assert data is not None
-        keep_ids = produced is not None
+        keep_ids = answer.produced is not None
         urgency = self._urgency(self.request.tier)
         ask = payload(data, self.body, http.path, link.worker, link.dialect, urgency, keep_ids)
         plain = http.version == "1.0"
-        sieve = Sieve(self._flavor, ask.strip_usage, plain, ask.cut_ids, produced, seam)
+        sieve = Sieve(self._flavor, ask.strip_usage, plain, ask.cut_ids, answer.produced, seam)
         connection = link.connection(fresh)
         gaps = self._host.gaps(self)
         relay = Relay(self, self._client, connection, link.watch, gaps, sieve, now)
@@ -161,39 +155,22 @@ class Exchange:
         head = link.head(http.method, target, http.headers, self.request.id, len(ask.data))
         connection.start(relay, head + ask.data)
 
-    def _rest(self, link: EngineLink) -> bytes | None:
-        """What is left to be asked of this worker; None: it cannot go on."""
-        if self._produced is None:
-            return None
-        path, body = self._http.path, self._http.body
-        return self._produced.rest(path, body, link.dialect, self._tally.tokens)
-
     def stop(self, command: Pause | Move, now: float) -> None:
         """Take the request off its worker. Where that would harm its answer, nothing happens."""
-        relay, link = self._relay, self._link
+        relay, link, answer = self._relay, self._link, self.answer
         if relay is None or link is None or self.done_at:
             return
-        if self._flows and (self._is_whole or not self._goes_on or self._rest(link) is None):
+        if self._flows and not answer.can_move(self._http.body, link.dialect):
             return
         relay.resume(now)
         self._leave()
         self._off("paused" if isinstance(command, Pause) else "moved", command.because)
-        self._host.tell(StreamStopped(self.request.id, link.worker.id, self._tally.tokens))
+        self._host.tell(StreamStopped(self.request.id, link.worker.id, answer.tokens))
 
     def _off(self, turn: Turn, because: str) -> None:
         """The request is off its worker, and not over."""
-        self._tally.came_off(turn)
+        self.answer.tally.came_off(turn)
         self._host.note(self, turn, because)
-
-    @property
-    def _goes_on(self) -> bool:
-        """Can the answer go on from where it stands?"""
-        return self._produced is not None and self._produced.can_go_on
-
-    @property
-    def _is_whole(self) -> bool:
-        """Does the client have all of the answer but the formalities?"""
-        return self._produced is not None and self._produced.finished
 
     def degrade(self, command: Degrade) -> None:
         """Let the request be what it becomes when its promise cannot be kept."""
@@ -230,10 +207,8 @@ class Exchange:
         if begun:
             self._cut(error)
         else:
-            self._answer(error)
-
-    def _answer(self, error: PacelineError) -> None:
-        self._client.answer(error.status, error.to_openai(), headers=self._own_headers(error))
+            headers = self._own_headers(error)
+            self._client.answer(error.status, error.to_openai(), headers=headers)
 
     # What the relay tells.
 
@@ -252,13 +227,13 @@ class Exchange:
         assert relay.head is not None
         self._flows = True
         if self.begun:
-            self._tally.goes_on(now)
+            self.answer.tally.goes_on(now)
             return b""
         if token:
             self.first_at = now
         head = relay.head
         self.status = head.status
-        if self._produced is None:
+        if self.answer.produced is None:
             self._http.body, self.body = b"", None  # a long prompt need not outlive its sending
         spent_s = {"queue": self.sent_at - self.arrived_at}
         spent_s["ttft" if token else "engine"] = now - self.sent_at
@@ -278,24 +253,18 @@ class Exchange:
         if relay.failed:
             self.error = "the engine reported an error within the stream"
             self._host.tell(
-                StreamBroke(self.request.id, link.worker.id, self.error, self._tally.tokens)
+                StreamBroke(self.request.id, link.worker.id, self.error, self.answer.tokens)
             )
         else:
-            self._host.tell(self._tally.ended(self.request.id))
+            self._host.tell(self.answer.ended(self.request.id))
         self._over(self.status)
         self._client.finish()
 
     def _end_here(self, finish_reason: str = "") -> None:
         """The client has the whole answer: add what its worker left unsaid."""
-        produced, tally = self._produced, self._tally
-        assert produced is not None
-        prompt = tally.prompt_tokens
-        if prompt is None:
-            prompt = produced.prompt_tokens or self.request.prompt_tokens
-        wanted = prompt if self.body is not None and wants_usage(self.body) else None
-        events = produced.last_words(finish_reason, wanted, tally.tokens)
+        events = self.answer.last_words(finish_reason, self.body, self.request.prompt_tokens)
         self._client.send(last_events(self._http, events))
-        self._host.tell(tally.ended(self.request.id))
+        self._host.tell(self.answer.ended(self.request.id))
         self._over(self.status)
         self._client.finish()
 
@@ -313,7 +282,7 @@ class Exchange:
             relay.abandon()
         if self._flows:
             self._flows = False
-            self._tally.wrote(relay, self._produced)
+            self.answer.wrote(relay)
 
     def on_trouble(self, because: str) -> None:
         """The engine died, or does not speak as it should."""
@@ -371,10 +340,10 @@ class Exchange:
         the whole."""
         assert self._link is not None
         self._leave()
-        if self._is_whole:
+        if self.answer.is_whole:
             self._end_here()
             return
-        goes_on, tokens = self._goes_on, self._tally.tokens
+        goes_on, tokens = self.answer.goes_on, self.answer.tokens
         worker_id = self._link.worker.id
         if goes_on:
             self._off("moved", BROKE)
@@ -423,7 +392,7 @@ class Exchange:
 
     def outcome(self) -> Outcome:
         """The request, now that it is over."""
-        command, tally = self.command, self._tally
+        command, tally = self.command, self.answer.tally
         return Outcome(
             request=self.asked,
             worker=self.worker_id,
