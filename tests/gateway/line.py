@@ -26,6 +26,7 @@ from paceline.engines.emulated.formats import Chat, Completion, Part
 from paceline.engines.emulated.tokens import next_number, partial_answer
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.intake import read
+from paceline.gateway.outcome import outcome_of
 from paceline.gateway.ports import Turn
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.gateway.resume import resumable
@@ -216,7 +217,7 @@ class Line:
         return [0] * (len(GAP_BOUNDS) + 1)
 
     def closed(self, exchange: Exchange) -> None:
-        self.outcome = exchange.outcome()
+        self.outcome = outcome_of(exchange)
 
     def tell(self, fact: Fact) -> None:
         self.facts.append(fact)

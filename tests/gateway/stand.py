@@ -23,12 +23,14 @@ import paceline.wire.server
 from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Tenant, Tier
 from paceline.domain.worker import Worker, WorkerReport
+from paceline.engines.engine import Engine
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.link import Timeouts
 from paceline.gateway.ordinary import ordinary_app
+from paceline.gateway.outcome import outcome_of
 from paceline.gateway.server import Gateway
-from paceline.host import Engine, LiveHost
+from paceline.host import LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.wire.server import Limits, Server
 
@@ -265,7 +267,7 @@ async def live_gateway(
     outcomes: list[Outcome] = []
 
     def closed(exchange: Exchange) -> None:
-        outcomes.append(exchange.outcome())
+        outcomes.append(outcome_of(exchange))
 
     host = LiveHost(Kernel(settings), timeouts, closed, time)
     tiers = {"standard": Tier("standard")}

@@ -49,6 +49,7 @@ Money = Annotated[float, Meta(ge=0, le=1e6, description="an amount of money")]
 Megabytes = Annotated[float, Meta(gt=0, le=4096, description="megabytes as a number")]
 Kilobytes = Annotated[int, Meta(ge=1, le=1024, description="kilobytes as a whole number")]
 Count = Annotated[int, Meta(ge=1, le=10**12, description="a whole number")]
+Port = Annotated[int, Meta(ge=1, le=65535, description="a port")]
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +79,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a prompt that was prefilled to be handed over is surely kept, seconds above 0: less
     than after what the engine gives it up (vLLM: 30 seconds). Fetched later, it would be garbage;
     so it is prefilled again."""
+    bootstrap_port: Port | None = None
+    """Where workers meet for a hand-over by mooncake or sglang. Left out: SGLang is asked for it,
+    and vLLM has 8998."""
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -323,6 +327,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 prefill_budget=worker.prefill_budget or 0,
                 transfer=worker.transfer or "",
                 lease_s=worker.lease_s,
+                bootstrap_port=worker.bootstrap_port or 0,
             )
             for model in self.models
             for worker in model.workers

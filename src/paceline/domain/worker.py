@@ -27,6 +27,8 @@ class Worker(msgspec.Struct, frozen=True):
     Workers of one model with the same one can share a request."""
     lease_s: float = 20.0
     """How long a prompt that was prefilled to be handed over is sure to be kept."""
+    bootstrap_port: int = 0
+    """Where workers find each other to hand over (mooncake, sglang); 0: as the engine has it."""
 
     @property
     def prefills(self) -> bool:

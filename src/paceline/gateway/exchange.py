@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic
 
 import structlog
 
-from paceline.domain.commands import Degrade, Dispatch, Fail, Move, Pause, Prediction, Shed
+from paceline.domain.commands import (
+    Degrade,
+    Dispatch,
+    Fail,
+    Move,
+    Pause,
+    Prediction,
+    Prefill,
+    Shed,
+)
 from paceline.domain.errors import (
     PacelineError,
     RateLimited,
@@ -22,24 +32,20 @@ from paceline.domain.facts import (
     StreamBroke,
     StreamStopped,
 )
-from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
 from paceline.gateway.answer import Answer
-from paceline.gateway.flavors import FLAVORS, OTHER, Flavor
-from paceline.gateway.intake import Body, payload
+from paceline.gateway.asking import Asking
+from paceline.gateway.handover import HandOver
+from paceline.gateway.intake import Body
 from paceline.gateway.link import EngineLink, Timeouts
 from paceline.gateway.ports import Host, Turn
 from paceline.gateway.relay import Relay
-from paceline.gateway.reply import answer_head, last_events, refusal
-from paceline.gateway.sieve import Sieve
+from paceline.gateway.reply import BLAMELESS, RETRYABLE, answer_head, cut, last_events, refusal
 from paceline.wire.http1 import ResponseHead
 from paceline.wire.server import HttpRequest, ServerConnection
 
 log = structlog.get_logger("paceline")
 
-RETRYABLE = frozenset((401, 403, 408, 429, *range(500, 600)))
-"""Engine statuses that another engine may not give: overload, breakage, or our own wrong key."""
-BLAMELESS = frozenset((408, 429))
 BROKE = "the stream broke"
 
 
@@ -50,23 +56,25 @@ class Exchange:
     """
 
     __slots__ = (
+        "_asking",
         "_client",
         "_extra_headers",
         "_flows",
+        "_handover",
         "_host",
         "_http",
         "_link",
-        "_predicted",
         "_relay",
-        "_urgency",
         "answer",
         "arrived_at",
         "asked",
-        "body",
         "command",
         "done_at",
         "error",
         "first_at",
+        "predicted",
+        "prefill_s",
+        "prefilled_at",
         "request",
         "sent_at",
         "status",
@@ -83,7 +91,6 @@ class Exchange:
         now: float,
         extra_headers: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """`urgency`: of a tier, as engines with priorities are to be told."""
         self._host = host
         self._client = client
         self._http = http
@@ -93,10 +100,11 @@ class Exchange:
         """The attempt under way; none while the request waits for a worker."""
         self._flows = False
         """Its answer passes to the client."""
+        self._handover: HandOver | None = None
+        """From the worker that prefills the prompt to the one that answers, if there are two."""
         self.answer = Answer(http.path, request.resumable)
-        self._predicted: Prediction | None = None
-        self._urgency = urgency
-        self.body = body
+        self.predicted: Prediction | None = None
+        self._asking = Asking(http, body, request.id, urgency)
         self.asked = request
         """What the client asked for."""
         self.request = request
@@ -108,19 +116,33 @@ class Exchange:
         self.done_at = 0.0
         """When it was over; 0: it is not."""
         self.command: Dispatch | None = None
+        self.prefilled_at = ""
+        """The worker that had prefilled the prompt, if not the one that answered."""
+        self.prefill_s = 0.0
         self.status = 0
         self.error = ""
 
     # What the host runs.
 
+    def prefill(self, command: Prefill, now: float) -> None:
+        """Have a worker prefill the prompt for the one that will answer."""
+        self._drop_handover()
+        link = self._host.link(command.worker_id)
+        self.predicted, self.sent_at = command.predicted, now
+        self._handover = handover = HandOver(self, self._host, link, self._http.path, now)
+        handover.start(self._asking.prompt(link, self.request.tier, handover), now)
+
     def dispatch(self, command: Dispatch, now: float) -> None:
         """Send the request to a worker, or what is left of it."""
         self.command = command
         self._link = self._host.link(command.worker_id)
-        if not self.begun:
-            self._predicted = command.predicted
-            self.sent_at = now
-        self._send(now, fresh=False)
+        if not command.prefilled_at:
+            self._drop_handover()
+            if not self.begun:
+                self.predicted = command.predicted
+                self.sent_at = now
+        # What is to be fetched once is sent once: never again over a new connection.
+        self._send(now, fresh=bool(command.prefilled_at))
 
     @property
     def begun(self) -> bool:
@@ -131,7 +153,8 @@ class Exchange:
         link, http, answer = self._link, self._http, self.answer
         assert link is not None
         data: bytes | None = http.body
-        seam = None
+        seam = handed = None
+        until = inf
         if self.begun:
             data = answer.rest(http.body, link.dialect)
             if data is None:
@@ -141,31 +164,49 @@ class Exchange:
                 self._end_here("length")
                 return
             seam = answer.seam()
+        elif self.command is not None and self.command.prefilled_at:
+            handover, prefilled_at = self._handover, self.command.prefilled_at
+            if handover is not None:
+                handed, until = handover.fetch(prefilled_at, now), handover.until
+            if handed is None:
+                self._failed("what was prefilled for it is not there any more", blame=False)
+                return
         assert data is not None
-        keep_ids = answer.produced is not None
-        urgency = self._urgency(self.request.tier)
-        ask = payload(data, self.body, http.path, link.worker, link.dialect, urgency, keep_ids)
-        plain = http.version == "1.0"
-        sieve = Sieve(self._flavor, ask.strip_usage, plain, ask.cut_ids, answer.produced, seam)
+        message, sieve = self._asking.whole(data, link, self.request.tier, answer, seam, handed)
         connection = link.connection(fresh)
         gaps = self._host.gaps(self)
         relay = Relay(self, self._client, connection, link.watch, gaps, sieve, now)
         self._relay = relay
-        target = f"{http.path}?{http.query}" if http.query else http.path
-        head = link.head(http.method, target, http.headers, self.request.id, len(ask.data))
-        connection.start(relay, head + ask.data)
+        connection.start(relay, message, until)
+
+    def _drop_handover(self) -> None:
+        """Nobody will fetch what was prefilled, if anything was."""
+        handover, self._handover = self._handover, None
+        if handover is not None:
+            handover.drop()
+
+    @property
+    def prefills_at(self) -> str:
+        """The worker that is at its prompt, for another one to answer."""
+        handover = self._handover
+        return handover.worker_id if handover is not None and handover.under_way else ""
 
     def stop(self, command: Pause | Move, now: float) -> None:
         """Take the request off its worker. Where that would harm its answer, nothing happens."""
-        relay, link, answer = self._relay, self._link, self.answer
-        if relay is None or link is None or self.done_at:
+        relay, link, answer, worker_id = self._relay, self._link, self.answer, self.prefills_at
+        if self.done_at:
             return
-        if self._flows and not answer.can_move(self._http.body, link.dialect):
+        if relay is not None and link is not None:
+            if self._flows and not answer.can_move(self._http.body, link.dialect):
+                return
+            worker_id = link.worker.id
+            relay.resume(now)
+            self._leave()
+        elif not worker_id:
             return
-        relay.resume(now)
-        self._leave()
+        self._drop_handover()
         self._off("paused" if isinstance(command, Pause) else "moved", command.because)
-        self._host.tell(StreamStopped(self.request.id, link.worker.id, answer.tokens))
+        self._host.tell(StreamStopped(self.request.id, worker_id, answer.tokens))
 
     def _off(self, turn: Turn, because: str) -> None:
         """The request is off its worker, and not over."""
@@ -205,10 +246,24 @@ class Exchange:
         begun = self.begun
         self._over(self.status or error.status)
         if begun:
-            self._cut(error)
+            cut(self._client, self._http, error, within_tokens=self.first_at > 0)
         else:
             headers = self._own_headers(error)
             self._client.answer(error.status, error.to_openai(), headers=headers)
+
+    # What the worker tells that prefills for another one.
+
+    def on_unprefilled(self, because: str, timed_out: bool, blame: bool) -> bool:
+        """Nobody can fetch the prompt. Where both work together that is the end of this attempt,
+        unless the other one has had all that it needs: then False."""
+        handover = self._handover
+        if self._flows or handover is None:
+            return False
+        self._handover = None
+        self._leave()
+        worker_id = handover.worker_id
+        self._host.tell(DispatchFailed(self.request.id, worker_id, because, timed_out, blame))
+        return True
 
     # What the relay tells.
 
@@ -217,7 +272,7 @@ class Exchange:
         retry = head.status in RETRYABLE
         if not retry and not self.begun:
             return True
-        self._failed(refusal(head, started), blame=retry and head.status not in BLAMELESS)
+        self._failed(refusal(head.status, started), blame=retry and head.status not in BLAMELESS)
         return False
 
     def on_answer(self, now: float, token: bool) -> bytes:
@@ -234,8 +289,11 @@ class Exchange:
         head = relay.head
         self.status = head.status
         if self.answer.produced is None:
-            self._http.body, self.body = b"", None  # a long prompt need not outlive its sending
+            self._asking.forget()
         spent_s = {"queue": self.sent_at - self.arrived_at}
+        if self._handover is not None:
+            self.prefilled_at, self.prefill_s = self._handover.worker_id, self._handover.took_s
+            spent_s["prefill"] = self.prefill_s
         spent_s["ttft" if token else "engine"] = now - self.sent_at
         return answer_head(self._http, head, self._own_headers(), spent_s)
 
@@ -262,7 +320,9 @@ class Exchange:
 
     def _end_here(self, finish_reason: str = "") -> None:
         """The client has the whole answer: add what its worker left unsaid."""
-        events = self.answer.last_words(finish_reason, self.body, self.request.prompt_tokens)
+        events = self.answer.last_words(
+            finish_reason, self._asking.body, self.request.prompt_tokens
+        )
         self._client.send(last_events(self._http, events))
         self._host.tell(self.answer.ended(self.request.id))
         self._over(self.status)
@@ -318,6 +378,8 @@ class Exchange:
 
     def expire(self, timeouts: Timeouts, now: float) -> None:
         """Has the engine been silent for too long?"""
+        if self._handover is not None:
+            self._handover.look(timeouts, now)
         relay = self._relay
         if relay is None or self.done_at or relay.paused:
             return
@@ -330,7 +392,11 @@ class Exchange:
 
     def _failed(self, because: str, timed_out: bool = False, blame: bool = True) -> None:
         """Nothing of this attempt has reached the client: the kernel may try another worker."""
+        relay, handover = self._relay, self._handover
+        if relay is not None and relay.connection.connecting and handover is not None:
+            handover.fetched = False  # the worker does not know of it
         self._leave()
+        self._drop_handover()
         assert self._link is not None
         worker_id = self._link.worker.id
         self._host.tell(DispatchFailed(self.request.id, worker_id, because, timed_out, blame))
@@ -351,15 +417,6 @@ class Exchange:
         if not goes_on:
             self.refuse(UpstreamFailed(because))
 
-    def _cut(self, error: PacelineError) -> None:
-        """End an answer within: by an event that says so, else by a broken connection."""
-        if not self.first_at:
-            self._client.abort()
-            return
-        event = self._flavor.error_event(error.to_openai())
-        self._client.send(last_events(self._http, event))
-        self._client.finish()
-
     def on_bug(self) -> None:
         """Handling this request raised what it should not have: end it, and no other."""
         log.exception("a bug ended a request", request_id=self.request.id)
@@ -372,12 +429,9 @@ class Exchange:
         self.status = status
         self.done_at = monotonic()
         self._client.context = None
-        self._http.body, self.body = b"", None
+        self._drop_handover()
+        self._asking.forget()
         self._host.closed(self)
-
-    @property
-    def _flavor(self) -> Flavor:
-        return FLAVORS.get(self._http.path, OTHER)
 
     def _own_headers(self, error: PacelineError | None = None) -> list[tuple[str, str]]:
         headers = [("x-request-id", self.request.id), ("x-paceline-tier", self.request.tier)]
@@ -387,32 +441,6 @@ class Exchange:
         if error is not None:
             headers += error.headers()
         return headers
-
-    # What became of it.
-
-    def outcome(self) -> Outcome:
-        """The request, now that it is over."""
-        command, tally = self.command, self.answer.tally
-        return Outcome(
-            request=self.asked,
-            worker=self.worker_id,
-            status=self.status,
-            error=self.error,
-            attempts=command.attempt if command is not None else 0,
-            because=command.because if command is not None else "",
-            predicted=self._predicted,
-            queued_s=(self.sent_at or self.done_at) - self.arrived_at,
-            ttft_s=(self.first_at or self.done_at) - self.arrived_at,
-            itl_s=tally.itl_s,
-            stall_s=tally.stall_s,
-            seconds=self.done_at - self.arrived_at,
-            prompt_tokens=tally.prompt_tokens,
-            cached_tokens=tally.cached_tokens,
-            output_tokens=tally.tokens,
-            degraded_to=self.request if self.request is not self.asked else None,
-            moved=tally.moved,
-            paused=tally.paused,
-        )
 
     @property
     def worker_id(self) -> str:
