@@ -34,7 +34,7 @@ class Dispatch(msgspec.Struct, frozen=True, tag=True):
     produced: int = 0
     """Tokens that the client has already: the answer goes on after them."""
     prefilled_at: str = ""
-    """The worker from which it takes the prompt's KV cache; empty: it prefills it itself."""
+    """The worker from which it takes the prompt's KV cache; empty: it prefills by itself."""
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True):

@@ -92,6 +92,19 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
     """When the last step was seen, or work was sent to the idle worker."""
 
 
+class Supply(msgspec.Struct, frozen=True, gc=False):
+    """What it takes that another worker prefills the prompt."""
+
+    ttft_s: float
+    """Its prefill, the wait for it, and the transfer."""
+    work: float = 0.0
+    """As of a forecast, of the other worker; so are the next two."""
+    busy: float = 0.0
+    backlog_s: float = 0.0
+    harm: float = 0.0
+    """To its residents."""
+
+
 class Standing:
     """One worker as it stands: all that does not depend on who asks, computed once a change."""
 
@@ -118,6 +131,7 @@ class Standing:
         "promised",
         "room",
         "streams",
+        "supply",
         "token_s",
         "ttft",
         "usual_s",
@@ -171,6 +185,16 @@ class Standing:
         usual = min(streams + in_flight.ahead, in_flight.budget)
         self.usual_s = (curve.at(usual) + kv_s) * model.p99
         """A step may take so long before its lateness is news."""
+        self.supply: Supply | None = None
+        """Set where another worker prefills the prompt."""
+
+    def supplied(self, supply: Supply, ttft: Correction) -> Standing:
+        """The same worker, if it gets the prompt from another."""
+        other = Standing.__new__(Standing)
+        for name in Standing.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.supply, other.ttft = supply, ttft
+        return other
 
     def slowdown(self, now: float) -> float:
         """Factor on step times just now.
