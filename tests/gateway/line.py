@@ -96,7 +96,7 @@ class Connection:
         self.request = b""
         self.open = True
 
-    def start(self, reader: Any, request: bytes) -> None:
+    def start(self, reader: Any, request: bytes, until: float = 0.0) -> None:
         self.reader, self.request = reader, request
 
     def pause(self) -> None: ...
@@ -129,6 +129,7 @@ class Link:
         self.dialect = make_adapter(worker.kind, worker.url, worker.serves_as, "")
         self.watch = StepWatch(on_step)
         self.connections: list[Connection] = []
+        self.transfer = None
 
     def connection(self, fresh: bool) -> Connection:
         self.connections.append(Connection())
