@@ -213,7 +213,8 @@ class Kernel:
             return
         if handover.step_s:
             transfer_s = at - entry.sent_at - handover.step_s
-            pool.link(handover.worker, live.worker).observe(handover.tokens, transfer_s)
+            link = pool.link(handover.worker, live.worker)
+            link.observe(handover.tokens, transfer_s, handover.step_s)
         handover.worker.ledger.fetched(live.request.id)
         self._touch(handover.worker)
         live.handover = None
