@@ -170,7 +170,7 @@ class Kernel:
         if fact.prompt_tokens and request.prompt_tokens is None and request.prompt_bytes:
             pool.tokens_per_byte.learn(request.model, request.prompt_bytes, fact.prompt_tokens)
         guessed = not (request.token_blocks and pool.blocks.follows(worker.place))
-        if fact.cached_tokens is not None and entry is not None and guessed:
+        if fact.cached_tokens is not None and entry and guessed and not entry.fetches:
             worker.believed(entry.cached, fact.cached_tokens)
         if worker.failures:
             worker.recovered()
@@ -213,7 +213,8 @@ class Kernel:
             return
         if handover.step_s:
             transfer_s = at - entry.sent_at - handover.step_s
-            pool.link(handover.worker, live.worker).observe(handover.tokens, transfer_s)
+            link = pool.link(handover.worker, live.worker)
+            link.observe(handover.tokens, transfer_s, handover.step_s)
         handover.worker.ledger.fetched(live.request.id)
         self._touch(handover.worker)
         live.handover = None

@@ -21,6 +21,8 @@ PREFILL_RATES_S = (2.0, 5.0)
 EJECT_S = 0.5
 """How long a worker is avoided after its first failure; twice as long after each further one."""
 MAX_EJECT_S = 30.0
+TOGETHER_S = 0.005
+"""Prompts for other workers that are done within this were done by one step."""
 TRUST_RATE = 0.1
 SCARCE = 0.6
 """Share of the KV cache from which on it is worth a forecast."""
@@ -93,6 +95,8 @@ class WorkerState:
         """In a row, with the worker to blame."""
         self.troubles = 0
         """Times that what was in its KV cache may have been lost."""
+        self._passed_on_at = -inf
+        """When a step ended that finished prompts for other workers."""
         self.saturation = Saturation()
         """Of a worker that prefills for others."""
         self.on_trial: str | None = None
@@ -152,9 +156,11 @@ class WorkerState:
     def prefilled(self, entry: Entry, at: float, until: float) -> None:
         """A prompt for another worker is done: that is all that is seen of the steps it was in."""
         self.recovered()
-        self.windows.first_token(entry.request.id, at)
-        if not self.ledger.streams:
-            self.stepped(Step(at, 0.0, 0, 0))
+        if at > self._passed_on_at + TOGETHER_S:
+            self._passed_on_at = at
+            if not self.ledger.streams:
+                self.stepped(Step(at, 0.0, 0, 0))
+        self.windows.first_token(entry.request.id, self._passed_on_at)
         for rate in self._prefill_rates:
             rate.add(entry.uncached, at)
         self.last_step_at = max(self.last_step_at, at)

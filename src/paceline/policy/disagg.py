@@ -94,7 +94,7 @@ def fetching(
     ways = []
     for i in _sample(ask, places):
         supply = Supply(fleet.transfer_s(source, i, ask.prompt_tokens))
-        ways.append(_way(fleet, ask, i, source, supply))
+        ways.append(_way(fleet, ask, i, source, supply, Correction(spread=fleet.handed.spread)))
     return replace(_chosen(fleet, ask, ways), source=None)
 
 
@@ -188,12 +188,14 @@ def _apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[in
         if best is not None:
             whole_s, source, offer = best
             supply = replace(offer, ttft_s=fleet.handed.factor * whole_s)
-            ways.append(_way(fleet, ask, i, source, supply))
+            ways.append(_way(fleet, ask, i, source, supply, fleet.handed))
     return ways
 
 
-def _way(fleet: Sharing, ask: Ask, place: int, source: int, supply: Supply) -> _Way:
-    worker = fleet.standing(place, ask.now).supplied(supply, fleet.handed)
+def _way(
+    fleet: Sharing, ask: Ask, place: int, source: int, supply: Supply, ttft: Correction
+) -> _Way:
+    worker = fleet.standing(place, ask.now).supplied(supply, ttft)
     other = fleet.standing(source, ask.now)
     fits = other.kv_all + ask.prompt_tokens <= other.kv_limit or not other.kv_all
     is_open = fits and other.ahead < fleet.prefill_limit(source)

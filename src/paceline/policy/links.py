@@ -8,19 +8,21 @@ few lengths may be all that comes, so it leans on a prior.
 from __future__ import annotations
 
 from collections import deque
+from math import sqrt
 
 PRIOR_S = 0.010
 PRIOR_TOKEN_S = 320 * 1024 / 10e9
 """KV cache of a 70B model, 320 KiB a token, at 10 GB/s."""
-PRIOR_TOKENS = (256.0, 8192.0)
-"""Lengths at which the prior counts as something that was seen..."""
+PRIOR = [(tokens, PRIOR_S + tokens * PRIOR_TOKEN_S) for tokens in (256.0, 8192.0)]
+"""What the prior is taken to have seen..."""
 PRIOR_WEIGHT = 0.25
-"""...and for how much of one observation."""
+"""...and for how much of one observation that counts."""
+ROUNDS = 4
 BIN_SAMPLES = 8
 """Observations kept for each doubling of length: older ones are forgotten."""
 REFIT_EVERY = 4
 USUAL_MISS = 0.25
-"""Relative errors above this count for less (Huber 1964)."""
+"""Errors above this share of the leg's time count for less (Huber 1964)."""
 
 
 class TransferTime:
@@ -31,39 +33,36 @@ class TransferTime:
     def __init__(self) -> None:
         self.latency_s = PRIOR_S
         self.token_s = PRIOR_TOKEN_S
-        self._seen: dict[int, deque[tuple[float, float]]] = {}
-        """(tokens, seconds) by the number of bits in the length."""
+        self._seen: dict[int, deque[tuple[float, float, float]]] = {}
+        """(weight, tokens, seconds) by the number of bits in the length."""
         self._count = 0
 
     def expected_s(self, tokens: float) -> float:
         """Seconds for so many tokens."""
         return self.latency_s + tokens * self.token_s
 
-    def observe(self, tokens: float, seconds: float) -> None:
-        """So many tokens took so long."""
+    def observe(self, tokens: float, seconds: float, beside_s: float) -> None:
+        """So many tokens took so long: what is left of a decode leg's time without `beside_s`, what
+        the rest of it was expected to take. Below zero, if that was too much."""
+        noise_s = beside_s + max(seconds, PRIOR_S)
         bin_ = self._seen.setdefault(int(tokens).bit_length(), deque(maxlen=BIN_SAMPLES))
-        bin_.append((tokens, max(seconds, 0.0)))
+        bin_.append((1.0 / noise_s**2, tokens, seconds))
         self._count += 1
         if self._count <= BIN_SAMPLES or self._count % REFIT_EVERY == 0:
             self._fit()
 
     def _fit(self) -> None:
-        """Least relative errors, those that are far off weighted down and the fit done again."""
-        points = [point for bin_ in self._seen.values() for point in bin_]
-        prior = [(tokens, PRIOR_S + tokens * PRIOR_TOKEN_S) for tokens in PRIOR_TOKENS]
-        for _ in range(4):
-            weighted = [(PRIOR_WEIGHT * _weight(self, *point), *point) for point in prior]
-            for tokens, seconds in points:
-                expected_s = self.expected_s(tokens)
-                miss = abs(seconds - expected_s) / expected_s
-                trust = min(1.0, USUAL_MISS / max(miss, USUAL_MISS))
-                weighted.append((trust * _weight(self, tokens, seconds), tokens, seconds))
-            self.latency_s, self.token_s = _line(weighted)
+        """Least squares; what is far off is weighted down and the fit done again."""
+        seen = [point for bin_ in self._seen.values() for point in bin_]
+        points = [(PRIOR_WEIGHT / y**2, x, y) for x, y in PRIOR] + seen
+        for _ in range(ROUNDS):
+            self.latency_s, self.token_s = _line(points)
+            points[len(PRIOR) :] = [self._trusted(*point) for point in seen]
 
-
-def _weight(link: TransferTime, tokens: float, seconds: float) -> float:
-    """Errors count relative to what is seen and expected, whichever is longer."""
-    return 1.0 / max(seconds, link.expected_s(tokens), 1e-6) ** 2
+    def _trusted(self, weight: float, tokens: float, seconds: float) -> tuple[float, float, float]:
+        """An observation as it counts beside the line so far."""
+        miss = abs(seconds - self.expected_s(tokens)) * sqrt(weight)
+        return weight * min(1.0, USUAL_MISS / max(miss, USUAL_MISS)), tokens, seconds
 
 
 def _line(points: list[tuple[float, float, float]]) -> tuple[float, float]:
@@ -75,5 +74,5 @@ def _line(points: list[tuple[float, float, float]]) -> tuple[float, float]:
     xy = sum(w * x * y for w, x, y in points) / total
     slope = max((xy - x * y) / max(xx - x * x, 1e-9), 0.0)
     if y - slope * x < 0.0:
-        return 0.0, xy / xx
+        return 0.0, max(xy / xx, 0.0)
     return y - slope * x, slope
