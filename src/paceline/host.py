@@ -126,19 +126,20 @@ class LiveHost:
 
     def give_up(self, holder: EngineLink, fields: Mapping[str, Any]) -> None:
         body = holder.transfer.release(fields) if holder.transfer is not None else None
-        taker = self._taker(holder.worker)
-        if body is not None and taker is not None and self._tasks is not None:
-            name = f"free what {holder.worker.id} holds"
-            assert self._session is not None
-            self._tasks.create_task(refused(self._session, taker, body), name=name)
+        takers = self._takers(holder.worker)
+        if body is not None and takers and self._session is not None and self._tasks is not None:
+            work = refused(self._session, takers, body)
+            self._tasks.create_task(work, name=f"free what {holder.worker.id} holds")
 
-    def _taker(self, holder: Worker) -> Engine | None:
-        """An engine that could have gone on with what this one holds."""
+    def _takers(self, holder: Worker) -> list[Engine]:
+        """A few engines that could have gone on with what this one holds, the soundest first."""
         now, known = monotonic(), self.kernel.workers
-        for worker_id, engine in self.engines.items():
-            if engine.worker.takes_from(holder) and known[worker_id].usable(now):
-                return engine
-        return None
+        takers = [
+            (known[worker_id].failures, worker_id)
+            for worker_id, engine in self.engines.items()
+            if engine.worker.takes_from(holder) and known[worker_id].usable(now)
+        ]
+        return [self.engines[worker_id] for _, worker_id in sorted(takers)[:3]]
 
     def block_sizes(self, model: str) -> Sequence[int]:
         pool = self.kernel.pools.get(model)

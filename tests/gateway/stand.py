@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic, time
 from typing import Any, ParamSpec
@@ -24,6 +24,7 @@ from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Tenant, Tier
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.engines.engine import Engine
+from paceline.engines.transfer import make_transfer
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.link import Timeouts
@@ -261,8 +262,12 @@ async def live_gateway(
     api_key: str = "",
     tls: ssl.SSLContext | None = None,
     ready: bool = True,
+    parts: Sequence[Mapping[str, Any]] = (),
 ) -> AsyncIterator[Stand]:
-    """A gateway before these engines, wired as `paceline.app` does it."""
+    """A gateway before these engines, wired as `paceline.app` does it.
+
+    `parts`: more of each worker, where they share requests.
+    """
     names = {MODEL: MODEL} if names is None else names
     outcomes: list[Outcome] = []
 
@@ -278,8 +283,9 @@ async def live_gateway(
     engines = []
     for place, (url, adapter) in enumerate(zip(urls, adapters, strict=True)):
         adapter.healthy = ready
-        worker = Worker(f"w{place}", MODEL, url, kind, serves_as=serves_as or MODEL)
-        engines.append(Engine(worker, adapter, api_key))
+        more = parts[place] if parts else {}
+        worker = Worker(f"w{place}", MODEL, url, kind, serves_as=serves_as or MODEL, **more)
+        engines.append(Engine(worker, adapter, api_key, make_transfer(worker, api_key)))
     async with AsyncExitStack() as stack:
         for module, seconds in ((paceline.host, 0.02), (paceline.wire.server, 0.02)):
             stack.enter_context(mock.patch.object(module, "SWEEP_S", seconds))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import aiohttp
 import msgspec
-import structlog
 
 from paceline.domain.worker import Worker
 from paceline.engines.adapter import Adapter, make_adapter
@@ -16,8 +15,6 @@ from paceline.engines.transfer import Transfer, make_transfer
 
 REFUSED_S = 5.0
 """How long a worker may take to refuse what it is to refuse."""
-
-log = structlog.get_logger("paceline")
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -54,16 +51,20 @@ def adapter_of(worker: Worker, api_key: str) -> Adapter:
     return make_adapter(worker.kind or "openai", worker.url, name, api_key)
 
 
-async def refused(session: aiohttp.ClientSession, engine: Engine, body: Mapping[str, Any]) -> None:
-    """Ask an engine for a completion that it will refuse, and by that has another one free what it
-    holds. If that fails, the other's own time limit remains."""
-    url = f"{engine.worker.url.rstrip('/')}/v1/completions"
-    headers = {"authorization": f"Bearer {engine.api_key}"} if engine.api_key else {}
-    try:
-        async with (
-            asyncio.timeout(REFUSED_S),
-            session.post(url, json=body, headers=headers) as answer,
-        ):
-            await answer.read()
-    except (aiohttp.ClientError, OSError) as error:  # OSError: also the timeout
-        log.info("blocks are not freed early", by=engine.worker.id, because=repr(error))
+async def refused(
+    session: aiohttp.ClientSession, engines: Iterable[Engine], body: Mapping[str, Any]
+) -> None:
+    """Ask one of these engines for a completion that it will refuse, and by that has another one
+    free what it holds. If none of them answers, the other's own time limit remains."""
+    for engine in engines:
+        url = f"{engine.worker.url.rstrip('/')}/v1/completions"
+        headers = {"authorization": f"Bearer {engine.api_key}"} if engine.api_key else {}
+        try:
+            async with (
+                asyncio.timeout(REFUSED_S),
+                session.post(url, json=body, headers=headers) as answer,
+            ):
+                await answer.read()
+                return
+        except (aiohttp.ClientError, OSError):  # OSError: also the timeout
+            continue

@@ -272,7 +272,9 @@ class Exchange:
         retry = head.status in RETRYABLE
         if not retry and not self.begun:
             return True
-        self._failed(refusal(head.status, started), blame=retry and head.status not in BLAMELESS)
+        # A prompt that could not be fetched says nothing of the worker that wanted to.
+        blame = retry and head.status not in BLAMELESS and self._handover is None
+        self._failed(refusal(head.status, started), blame=blame)
         return False
 
     def on_answer(self, now: float, token: bool) -> bytes:
@@ -392,14 +394,15 @@ class Exchange:
 
     def _failed(self, because: str, timed_out: bool = False, blame: bool = True) -> None:
         """Nothing of this attempt has reached the client: the kernel may try another worker."""
-        relay, handover = self._relay, self._handover
+        relay, handover, self._handover = self._relay, self._handover, None
         if relay is not None and relay.connection.connecting and handover is not None:
             handover.fetched = False  # the worker does not know of it
         self._leave()
-        self._drop_handover()
         assert self._link is not None
         worker_id = self._link.worker.id
         self._host.tell(DispatchFailed(self.request.id, worker_id, because, timed_out, blame))
+        if handover is not None:  # now that this worker is known not to be of help
+            handover.drop()
 
     def _broke(self, because: str) -> None:
         """The client has a part of the answer: it goes on elsewhere, or nobody shall take it for
