@@ -263,10 +263,12 @@ async def live_gateway(
     tls: ssl.SSLContext | None = None,
     ready: bool = True,
     parts: Sequence[Mapping[str, Any]] = (),
+    asks: bool = False,
 ) -> AsyncIterator[Stand]:
     """A gateway before these engines, wired as `paceline.app` does it.
 
-    `parts`: more of each worker, where they share requests.
+    `parts`: more of each worker, where they share requests. `asks`: its engines are asked how they
+    are, as in earnest; else a test says it.
     """
     names = {MODEL: MODEL} if names is None else names
     outcomes: list[Outcome] = []
@@ -285,11 +287,13 @@ async def live_gateway(
         adapter.healthy = ready
         more = parts[place] if parts else {}
         worker = Worker(f"w{place}", MODEL, url, kind, serves_as=serves_as or MODEL, **more)
-        engines.append(Engine(worker, adapter, api_key, make_transfer(worker, api_key)))
+        told = Engine(worker, adapter, api_key, make_transfer(worker, api_key))
+        engines.append(Engine.of(worker, api_key) if asks else told)
     async with AsyncExitStack() as stack:
         for module, seconds in ((paceline.host, 0.02), (paceline.wire.server, 0.02)):
             stack.enter_context(mock.patch.object(module, "SWEEP_S", seconds))
-        stack.enter_context(mock.patch.object(paceline.host, "PROBE_S", 0.05))
+        probe_s = 1.0 if asks else 0.05
+        stack.enter_context(mock.patch.object(paceline.host, "PROBE_S", probe_s))
         _, port = await server.listen("127.0.0.1", 0, tls)
         tasks = [
             asyncio.create_task(host.run(engines), name="host"),

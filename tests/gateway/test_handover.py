@@ -7,21 +7,20 @@ others' writes other numbers, without a word, as real ones do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from unittest import mock
 
 import aiohttp
 import pytest
+from handed import between_the_legs
 
 from paceline.domain.commands import Dispatch
-from paceline.domain.facts import Fact, Prefilled
 from paceline.engines.adapter import make_adapter
 from paceline.engines.emulated import EngineSettings, emulated_engines
 from paceline.engines.emulated.server import EmulatedEngine
 from paceline.gateway.link import Timeouts
-from paceline.host import LiveHost
 from paceline.kernel import Settings
 from paceline.kernel.handover import HandOver
 from stand import MODEL, Reply, Stand, live_gateway, on_loop, until
@@ -76,23 +75,6 @@ def written(engine: EmulatedEngine) -> int:
 
 def counted(tokens: int) -> str:
     return "".join(f" t{i}" for i in range(tokens))
-
-
-@contextmanager
-def between_the_legs(then: Callable[[Prefilled], bool]) -> Iterator[list[Prefilled]]:
-    """What happens after a prompt was prefilled, and before the kernel hears of it. `then` says
-    whether it shall hear of it now; else the test tells it."""
-    kept: list[Prefilled] = []
-    tell = LiveHost.tell
-
-    def told(host: LiveHost, fact: Fact) -> None:
-        if isinstance(fact, Prefilled) and not then(fact):
-            kept.append(fact)
-        else:
-            tell(host, fact)
-
-    with mock.patch.object(LiveHost, "tell", told):
-        yield kept
 
 
 @on_loop
@@ -186,7 +168,7 @@ async def test_a_worker_that_dies_holding_a_prompt_costs_no_request(
     """It may even be back, and know nothing of what it held."""
     second = EngineSettings(profile="tiny", model=MODEL, speed=10.0, kv_load_failure_policy=policy)
     async with pair(ENGINE, second) as ((first, _), gateway):
-        with between_the_legs(lambda fact: False) as kept:
+        with between_the_legs() as kept:
             asking = asyncio.create_task(ask(gateway))
             await until(lambda: kept)
             first.listening.clear()
@@ -251,7 +233,7 @@ async def test_what_is_too_old_is_never_fetched() -> None:
     parts = ({**PREFILLS, "lease_s": 0.2}, DECODES)
     holds = mock.patch.object(HandOver, "holds", return_value=True)
     async with pair(lets_go, ENGINE, parts=parts) as ((first, second), gateway):
-        with between_the_legs(lambda fact: False) as kept:
+        with between_the_legs() as kept:
             asking = asyncio.create_task(ask(gateway))
             await until(lambda: kept)
             await until(lambda: first.state()["expired"])
@@ -268,7 +250,7 @@ async def test_without_the_lease_the_answer_would_be_nonsense() -> None:
     """That the test above proves something."""
     lets_go = EngineSettings(profile="tiny", model=MODEL, speed=10.0, kv_lease_s=0.1)
     async with pair(lets_go, ENGINE) as ((first, _), gateway):
-        with between_the_legs(lambda fact: False) as kept:
+        with between_the_legs() as kept:
             asking = asyncio.create_task(ask(gateway))
             await until(lambda: kept)
             await until(lambda: first.state()["expired"])
@@ -293,7 +275,7 @@ async def test_a_client_that_leaves_while_its_prompt_is_prefilled_frees_the_work
 @on_loop
 async def test_a_client_that_leaves_between_the_legs_frees_the_blocks_at_once() -> None:
     async with pair() as ((first, second), gateway):
-        with between_the_legs(lambda fact: False) as kept:
+        with between_the_legs() as kept:
             asking = asyncio.create_task(ask(gateway))
             await until(lambda: kept)
             assert first.state()["held"] == 1
@@ -308,7 +290,7 @@ async def test_a_client_that_leaves_between_the_legs_frees_the_blocks_at_once() 
 async def test_a_worker_that_cannot_be_reached_leaves_no_blocks_held() -> None:
     parts = (PREFILLS, DECODES, DECODES)
     async with pair(ENGINE, ENGINE, ENGINE, parts=parts) as ((first, second, _), gateway):
-        with between_the_legs(lambda fact: False) as kept:
+        with between_the_legs() as kept:
             asking = asyncio.create_task(ask(gateway))
             await until(lambda: kept)
             await order(second, "crash", restart_after_s=60)
