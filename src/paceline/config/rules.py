@@ -54,6 +54,8 @@ def hand_over(worker: WorkerSettings) -> Iterator[Problem]:
             yield "transfer", f"role {worker.role} needs it, or `kind`: one of {known}"
         else:
             yield "role", f"{kind} has no way to hand a prompt over: leave role and transfer out"
+    elif by == "sglang" and worker.role == "both":
+        yield "role", "SGLang is started to prefill or to decode: say which of them"
     elif by is not None and kind is not None and by not in TRANSFERS.get(kind, ()):
         ways = ", ".join(TRANSFERS.get(kind, ())) or "none"
         yield "transfer", f"{kind} does not hand over by {by}; it knows {ways}"

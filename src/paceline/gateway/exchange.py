@@ -139,8 +139,7 @@ class Exchange:
         if not command.prefilled_at:
             self._drop_handover()
             if not self.begun:
-                self.predicted = command.predicted
-                self.sent_at = now
+                self.predicted, self.sent_at = command.predicted, now
         # What is to be fetched once is sent once: never again over a new connection.
         self._send(now, fresh=bool(command.prefilled_at))
 
@@ -150,12 +149,20 @@ class Exchange:
         return self.status > 0
 
     def _send(self, now: float, fresh: bool) -> None:
-        link, http, answer = self._link, self._http, self.answer
+        link, http, answer, command = self._link, self._http, self.answer, self.command
         assert link is not None
+        assert command is not None
         data: bytes | None = http.body
         seam = handed = None
         until = inf
-        if self.begun:
+        if command.prefilled_at or (link.transfer is not None and link.transfer.together):
+            handover = self._handover
+            handed = handover.fetch(command.prefilled_at, now) if handover is not None else None
+            if handover is None or handed is None:
+                self._failed("what was to be prefilled for it is not there", blame=False)
+                return
+            until = handover.until
+        elif self.begun:
             data = answer.rest(http.body, link.dialect)
             if data is None:
                 self._failed(f"{link.worker.kind} cannot go on with this answer", blame=False)
@@ -164,13 +171,6 @@ class Exchange:
                 self._end_here("length")
                 return
             seam = answer.seam()
-        elif self.command is not None and self.command.prefilled_at:
-            handover, prefilled_at = self._handover, self.command.prefilled_at
-            if handover is not None:
-                handed, until = handover.fetch(prefilled_at, now), handover.until
-            if handed is None:
-                self._failed("what was prefilled for it is not there any more", blame=False)
-                return
         assert data is not None
         message, sieve = self._asking.whole(data, link, self.request.tier, answer, seam, handed)
         connection = link.connection(fresh)

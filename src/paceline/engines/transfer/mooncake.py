@@ -72,7 +72,7 @@ class Mooncake:
         answer = await Probe(self._address, "").get(session, "/query")
         ranks = answer.read(dict[str, Rank])
         if not ranks:
-            trouble = answer.trouble or "it knows no engine"
+            trouble = "it knows no engine" if answer.ok else answer.trouble
             return f"Mooncake's bootstrap server at {self._address}: {trouble}"
         self._engine_id = ranks[min(ranks)].engine_id
         return ""

@@ -27,11 +27,12 @@ class Bootstrap:
     """SGLang 0.5.23 with `--disaggregation-mode prefill` and `decode`.
 
     The first worker's token is the second's first one, so it must get the very same request. There
-    is no lease: whoever waits in vain for the other gives up by itself, after minutes.
+    is no lease: whoever waits in vain for the other gives up by itself, after minutes. A worker in
+    either mode refuses a request that it does not share, with HTTP 400.
     """
 
     together = True
-    none: Mapping[str, Any] = {}
+    none: Mapping[str, Any] = dict.fromkeys(("bootstrap_host", "bootstrap_port", "bootstrap_room"))
 
     def __init__(self, worker: Worker, api_key: str) -> None:
         self._host = urlsplit(worker.url).hostname or ""
