@@ -11,7 +11,7 @@ import msgspec
 
 from paceline.domain.worker import Worker
 from paceline.engines.probe import Probe
-from paceline.engines.transfer.nixl import FIELD, NOBODY
+from paceline.engines.transfer.nixl import FIELD, refused_by_name
 from paceline.engines.transfer.prompt import of_one_token
 
 PORT = 8998
@@ -65,7 +65,7 @@ class Mooncake:
         }
 
     def release(self, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-        return {"model": NOBODY, "prompt": "", "max_tokens": 1, **fields}
+        return refused_by_name(fields)
 
     async def learn(self, session: aiohttp.ClientSession) -> str:
         """Only its first data-parallel rank is used."""

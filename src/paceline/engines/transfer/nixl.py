@@ -15,6 +15,12 @@ FIELD = "kv_transfer_params"
 NOBODY = "(nobody: this frees the blocks of a hand-over)"
 
 
+def refused_by_name(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A completion that vLLM refuses for its model's name: so late that it has understood what was
+    to be fetched, and tells the holder; and so early that it computes nothing."""
+    return {"model": NOBODY, "prompt": "-", "max_tokens": 1, **fields}
+
+
 class Held(msgspec.Struct, frozen=True):
     """The answer to a prefill: where the blocks lie."""
 
@@ -53,7 +59,7 @@ class Nixl:
         return {FIELD: held} if held and held.get("do_remote_prefill") else None
 
     def release(self, fields: Mapping[str, Any]) -> dict[str, Any] | None:
-        return {"model": NOBODY, "prompt": "", "max_tokens": 1, **fields}
+        return refused_by_name(fields)
 
     async def learn(self, session: aiohttp.ClientSession) -> str:
         return ""
