@@ -33,8 +33,13 @@ class Sharing(Fleet, Protocol):
         """How TTFTs turn out, where one worker prefills and another answers."""
         ...
 
-    def transfer_s(self, source: int, place: int, tokens: float) -> float:
-        """From one place to another; infinite if one cannot take over from the other."""
+    def through_s(self, source: int, place: int, ready_s: float, tokens: float) -> float:
+        """Seconds until so many tokens that one place has prefilled in `ready_s` are at another;
+        infinite if that one cannot take over from it."""
+        ...
+
+    def fetch_s(self, source: int, place: int, tokens: float) -> float:
+        """The same, if it is prefilled and goes now, before what is held."""
         ...
 
     def prefill_limit(self, source: int) -> float:
@@ -67,7 +72,7 @@ def always(
 ) -> Choice:
     """One policy for the worker that prefills, and, when that is done, for the one that answers."""
     choice = policy(fleet, ask, sources)
-    takers = [i for i in places if fleet.transfer_s(choice.place, i, ask.prompt_tokens) < inf]
+    takers = [i for i in places if fleet.through_s(choice.place, i, 0.0, ask.prompt_tokens) < inf]
     if not takers:
         return policy(fleet, ask, places)
     place = lowest(takers, [fleet.load(i) for i in takers], ask.seed)
@@ -93,7 +98,7 @@ def fetching(
         return policy(fleet, ask, places)
     ways = []
     for i in _sample(ask, places):
-        supply = Supply(fleet.transfer_s(source, i, ask.prompt_tokens))
+        supply = Supply(fleet.fetch_s(source, i, ask.prompt_tokens))
         ways.append(_way(fleet, ask, i, source, supply, Correction(spread=fleet.handed.spread)))
     return replace(_chosen(fleet, ask, ways), source=None)
 
@@ -181,8 +186,7 @@ def _apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[in
     for i in _sample(ask, places):
         best: tuple[float, int, Supply] | None = None
         for source, offer in offers:
-            transfer_s = fleet.transfer_s(source, i, ask.prompt_tokens)
-            whole_s = offer.ttft_s + transfer_s
+            whole_s = fleet.through_s(source, i, offer.ttft_s, ask.prompt_tokens)
             if whole_s < SAFE * fleet.lease_s(source) and (best is None or whole_s < best[0]):
                 best = whole_s, source, offer
         if best is not None:
