@@ -176,8 +176,9 @@ class Dispatcher:
     def _void(self, room: Room, now: float) -> None:
         """What was prefilled and can't be fetched any more must be prefilled again."""
         for live in list(room.handed):
-            if live.handover is None or not live.handover.holds(now):
+            if live.handover is not None and not live.handover.holds(now):
                 room.handed.remove(live)
+                live.handover.over()
                 live.handover = None
                 live.returns = True
                 room.returning.append(live)
@@ -279,7 +280,8 @@ class Dispatcher:
         worker, entry = self._entry(live, choice, pool.at(choice.source or 0), now)
         entry.passes_on, entry.left = True, 0.0
         raw_s = choice.predicted.ttft_s / choice.predicted.ttft_factor if choice.predicted else 0.0
-        live.handover = HandOver(worker, now, raw_s, entry.prompt)
+        link = pool.link(worker, pool.at(choice.place))
+        live.handover = HandOver(live.request.id, worker, link, entry.prompt, now, raw_s)
         live.move(Event.PREFILL)
         self._sent(live, choice, worker, entry, now)
         pool.dispatched(entry.uncached)
@@ -290,8 +292,7 @@ class Dispatcher:
         pool, handover = self._pools[live.request.model], live.handover
         worker, entry = self._entry(live, choice, pool.at(choice.place), now)
         if handover is not None:
-            transfer_s = pool.transfer_s(handover.worker.place, choice.place, entry.prompt)
-            handover.fetched_by(entry, choice.predicted, transfer_s)
+            handover.fetch(entry, pool.link(handover.worker, worker), choice.predicted)
         live.predicted = choice.predicted
         live.move(Event.DISPATCHED)
         self._sent(live, choice, worker, entry, now)

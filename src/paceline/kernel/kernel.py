@@ -207,17 +207,12 @@ class Kernel:
         """The first token of an answer whose prompt another worker has prefilled."""
         handover, pool = live.handover, self.pools[live.request.model]
         assert handover is not None
-        assert live.worker is not None
         pool.handover.add(handover.predicted_s, at - handover.sent_at)
-        if handover.paired:
+        handover.fetched(entry, at)
+        if handover.paired and not handover.ready:
             return
-        if handover.step_s:
-            transfer_s = at - entry.sent_at - handover.step_s
-            link = pool.link(handover.worker, live.worker)
-            link.observe(handover.tokens, transfer_s, handover.step_s)
         handover.worker.ledger.fetched(live.request.id)
-        self._touch(handover.worker)
-        live.handover = None
+        self._leave_source(live)
 
     def _dispatch_failed(self, fact: DispatchFailed, now: float) -> list[Command]:
         live = self._there(fact)
@@ -330,10 +325,13 @@ class Kernel:
     def _leave_source(self, live: Live) -> None:
         """What another worker may have prefilled for it will not be fetched."""
         handover, live.handover = live.handover, None
-        if handover is not None and handover.paired and not handover.ready:
+        if handover is None:
+            return
+        handover.over()
+        if handover.paired and not handover.ready:
             handover.worker.left(live.request.id)
-            self._touch(handover.worker)
-            self._forget_if_drained(handover.worker)
+        self._touch(handover.worker)
+        self._forget_if_drained(handover.worker)
 
     def _room_on(self, worker: WorkerState, now: float) -> list[Command]:
         """Something has happened on a worker that may have made room there."""

@@ -35,7 +35,7 @@ class Legs:
         """Those of the places that can fetch a prompt in time."""
         takers = []
         for i in places:
-            transfer_s = pool.transfer_s(handover.worker.place, i, handover.tokens)
+            transfer_s = pool.fetch_s(handover.worker.place, i, handover.tokens)
             if transfer_s < inf and handover.holds(now, transfer_s):
                 takers.append(i)
         return takers

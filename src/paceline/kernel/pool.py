@@ -100,12 +100,21 @@ class Pool:
             found = self._links[ends[0], ends[1]] = TransferTime()
         return found
 
-    def transfer_s(self, source: int, place: int, tokens: float) -> float:
-        """From one place to another; infinite if one cannot take over from the other."""
+    def through_s(self, source: int, place: int, ready_s: float, tokens: float) -> float:
+        """Seconds until so many tokens that one place has prefilled in `ready_s` are at another;
+        infinite if that one cannot take over from it."""
         giver, taker = self._by_place[source], self._by_place[place]
         if not taker.worker.takes_from(giver.worker):
             return inf
-        return self.link(giver, taker).expected_s(tokens)
+        return self.link(giver, taker).through_s(ready_s, tokens)
+
+    def fetch_s(self, source: int, place: int, tokens: float) -> float:
+        """The same, if it is prefilled and goes now, before what is held."""
+        giver, taker = self._by_place[source], self._by_place[place]
+        if not taker.worker.takes_from(giver.worker):
+            return inf
+        link = self.link(giver, taker)
+        return link.expected_s(link.on_it + tokens)
 
     @property
     def handed(self) -> Correction:

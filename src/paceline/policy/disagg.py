@@ -20,7 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from paceline.policy.fleet import Choice, Fleet, Policy, lowest
-from paceline.policy.headroom import TO_COME, forecast, harm
+from paceline.policy.headroom import Forecast, forecast, harm
 from paceline.policy.route import LOOKED_AT, headroom
 from paceline.policy.standing import Ask, Claim, Correction, Standing, Supply
 
@@ -33,8 +33,13 @@ class Sharing(Fleet, Protocol):
         """How TTFTs turn out, where one worker prefills and another answers."""
         ...
 
-    def transfer_s(self, source: int, place: int, tokens: float) -> float:
-        """From one place to another; infinite if one cannot take over from the other."""
+    def through_s(self, source: int, place: int, ready_s: float, tokens: float) -> float:
+        """Seconds until so many tokens that one place has prefilled in `ready_s` are at another;
+        infinite if that one cannot take over from it."""
+        ...
+
+    def fetch_s(self, source: int, place: int, tokens: float) -> float:
+        """The same, if it is prefilled and goes now, before what is held."""
         ...
 
     def prefill_limit(self, source: int) -> float:
@@ -67,7 +72,7 @@ def always(
 ) -> Choice:
     """One policy for the worker that prefills, and, when that is done, for the one that answers."""
     choice = policy(fleet, ask, sources)
-    takers = [i for i in places if fleet.transfer_s(choice.place, i, ask.prompt_tokens) < inf]
+    takers = [i for i in places if fleet.through_s(choice.place, i, 0.0, ask.prompt_tokens) < inf]
     if not takers:
         return policy(fleet, ask, places)
     place = lowest(takers, [fleet.load(i) for i in takers], ask.seed)
@@ -93,7 +98,7 @@ def fetching(
         return policy(fleet, ask, places)
     ways = []
     for i in _sample(ask, places):
-        supply = Supply(fleet.transfer_s(source, i, ask.prompt_tokens))
+        supply = Supply(fleet.fetch_s(source, i, ask.prompt_tokens))
         ways.append(_way(fleet, ask, i, source, supply, Correction(spread=fleet.handed.spread)))
     return replace(_chosen(fleet, ask, ways), source=None)
 
@@ -141,10 +146,14 @@ def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
         cached={k: way.cached for k, way in enumerate(ways) if way.cached > 0.0},
         claims=[_times(claim, twice) for claim in ask.claims],
     )
-    choice = headroom(_Ways(fleet, ways), asked, range(len(ways)))
-    way = ways[choice.place]
+    seen = _Ways(fleet, ways)
+    choice = headroom(seen, asked, range(len(ways)))
+    way, wait = ways[choice.place], choice.wait
+    if not wait and any(not other.open for other in ways):
+        at_hand = [k for k, other in enumerate(ways) if other.open]
+        wait = not way.open or headroom(seen, asked, at_hand).wait
     if way.source is None:
-        return replace(choice, place=way.place)
+        return replace(choice, place=way.place, wait=wait)
     assert choice.predicted is not None
     return replace(
         choice,
@@ -152,7 +161,7 @@ def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
         source=way.source,
         because=f"{choice.because}, prefill on {fleet.ids[way.source]}",
         predicted=replace(choice.predicted, cached_tokens=round(ask.cached.get(way.source, 0.0))),
-        wait=choice.wait or not way.open,
+        wait=wait,
     )
 
 
@@ -168,10 +177,27 @@ def _times(claim: Claim, factor: float) -> Claim:
 
 
 def _in_place(fleet: Sharing, ask: Ask, places: Sequence[int]) -> list[_Way]:
-    return [
-        _Way(i, None, ask.cached.get(i, 0.0), fleet.standing(i, ask.now))
-        for i in _sample(ask, places)
-    ]
+    """Each worker that may answer, with the whole request.
+
+    A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
+    that, for among workers that all prefill it is the same everywhere; here it is what decides.
+    """
+    ways = []
+    for i in _sample(ask, places):
+        worker, cached = fleet.standing(i, ask.now), ask.cached.get(i, 0.0)
+        if worker.everyone:
+            seen = forecast(worker, ask, cached)
+            rest = _stalled(worker, ask, seen, cached) - harm(worker, ask, seen)
+            worker = worker.supplied(Supply(harm=max(rest, 0.0)), worker.ttft)
+        ways.append(_Way(i, None, cached, worker))
+    return ways
+
+
+def _stalled(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> float:
+    """Harm to a worker's residents by the prompt."""
+    own_s = worker.slowdown(ask.now) * worker.token_s * max(ask.prompt_tokens - cached, 1.0)
+    after_s = seen.before_s + own_s / max(ask.output_tokens, 16.0)
+    return harm(worker, ask, replace(seen, after_s=max(after_s, seen.after_s)))
 
 
 def _apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> list[_Way]:
@@ -181,8 +207,7 @@ def _apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[in
     for i in _sample(ask, places):
         best: tuple[float, int, Supply] | None = None
         for source, offer in offers:
-            transfer_s = fleet.transfer_s(source, i, ask.prompt_tokens)
-            whole_s = offer.ttft_s + transfer_s
+            whole_s = fleet.through_s(source, i, offer.ttft_s, ask.prompt_tokens)
             if whole_s < SAFE * fleet.lease_s(source) and (best is None or whole_s < best[0]):
                 best = whole_s, source, offer
         if best is not None:
@@ -207,10 +232,8 @@ def _offer(fleet: Sharing, ask: Ask, source: int) -> Supply:
     worker, cached = fleet.standing(source, ask.now), ask.cached.get(source, 0.0)
     seen = forecast(worker, ask, cached)
     hurt = 0.0
-    if worker.everyone:  # it answers too: its streams are slowed by the prompt, and by nothing else
-        own_s = worker.slowdown(ask.now) * worker.token_s * max(ask.prompt_tokens - cached, 1.0)
-        after_s = seen.before_s + TO_COME * own_s / max(ask.output_tokens, 16.0)
-        hurt = harm(worker, ask, replace(seen, after_s=after_s, kv_left=max(seen.kv_left, 0.0)))
+    if worker.everyone:  # it answers too
+        hurt = _stalled(worker, ask, replace(seen, after_s=seen.before_s), cached)
     return Supply(seen.ttft_s / worker.ttft.factor, seen.work, seen.busy, seen.backlog_s, hurt)
 
 

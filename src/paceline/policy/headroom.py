@@ -69,7 +69,7 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     """Work before the worker, in seconds of prefill: prompts ahead, and half of the context of its
     streams, which has still to be read over and over."""
     harm: float = 0.0
-    """To the residents of another worker, which prefills the prompt."""
+    """What is not of the residents' ITL: `supplied` tells."""
 
 
 def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
@@ -110,13 +110,13 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
 
 
 def supplied(seen: Forecast, supply: Supply) -> Forecast:
-    """What is in the prompt's coming from another worker, on top of what the worker does itself."""
+    """What comes on top of what the worker does itself, where workers can share a request."""
     return replace(
         seen,
         ttft_s=supply.ttft_s + seen.ttft_s,
         delay_s=supply.ttft_s + seen.delay_s,
-        work=supply.work,
-        busy=supply.busy,
+        work=supply.work + seen.work,
+        busy=max(supply.busy, seen.busy),
         backlog_s=supply.backlog_s + seen.backlog_s,
         harm=supply.harm,
     )

@@ -1,8 +1,9 @@
 """How long does a prompt's KV cache take from one worker to another?
 
 A latency and seconds per token, learned for each link from what decode legs took beyond their first
-step. Transfers are seen through queues and others' traffic, so the fit has to bear outliers; and
-few lengths may be all that comes, so it leans on a prior.
+step. What is on the link before it counts too: whether transfers share it or go one after the
+other, the last of them is through when all are. They are seen through queues, so the fit has to
+bear outliers; and few lengths may be all that comes, so it leans on a prior.
 """
 
 from __future__ import annotations
@@ -28,18 +29,47 @@ USUAL_MISS = 0.25
 class TransferTime:
     """One link, or all links between two nodes."""
 
-    __slots__ = ("_count", "_seen", "latency_s", "token_s")
+    __slots__ = ("_coming", "_count", "_seen", "_sent", "latency_s", "token_s")
 
     def __init__(self) -> None:
         self.latency_s = PRIOR_S
         self.token_s = PRIOR_TOKEN_S
+        self._coming: dict[str, float] = {}
+        """Tokens that are to go this way, by request: still being prefilled, or held."""
+        self._sent: dict[str, float] = {}
+        """And those on it."""
         self._seen: dict[int, deque[tuple[float, float, float]]] = {}
         """(weight, tokens, seconds) by the number of bits in the length."""
         self._count = 0
 
     def expected_s(self, tokens: float) -> float:
-        """Seconds for so many tokens."""
+        """Seconds for so many tokens, of all that are on the link together."""
         return self.latency_s + tokens * self.token_s
+
+    def through_s(self, ready_s: float, tokens: float) -> float:
+        """Seconds from now until a prompt of so many tokens is through that is prefilled in
+        `ready_s`: the link must have carried all before it by then."""
+        before_s = (sum(self._coming.values()) + self.on_it) * self.token_s
+        return max(ready_s, before_s) + self.expected_s(tokens)
+
+    @property
+    def on_it(self) -> float:
+        """Tokens on their way."""
+        return sum(self._sent.values())
+
+    def awaits(self, request_id: str, tokens: float) -> None:
+        """A prompt will go this way."""
+        self._coming[request_id] = tokens
+
+    def carries(self, request_id: str, tokens: float) -> None:
+        """It does now."""
+        self._coming.pop(request_id, None)
+        self._sent[request_id] = tokens
+
+    def forget(self, request_id: str) -> None:
+        """It is through, or does not come."""
+        self._coming.pop(request_id, None)
+        self._sent.pop(request_id, None)
 
     def observe(self, tokens: float, seconds: float, beside_s: float) -> None:
         """So many tokens took so long: what is left of a decode leg's time without `beside_s`, what

@@ -93,16 +93,14 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
 
 
 class Supply(msgspec.Struct, frozen=True, gc=False):
-    """What it takes that another worker prefills the prompt."""
+    """What a request takes besides its worker's own part, as the fields of a forecast say it."""
 
-    ttft_s: float
+    ttft_s: float = 0.0
     """Its prefill, the wait for it, and the transfer."""
     work: float = 0.0
-    """As of a forecast, of the other worker; so are the next two."""
     busy: float = 0.0
     backlog_s: float = 0.0
     harm: float = 0.0
-    """To its residents."""
 
 
 class Standing:
@@ -186,10 +184,10 @@ class Standing:
         self.usual_s = (curve.at(usual) + kv_s) * model.p99
         """A step may take so long before its lateness is news."""
         self.supply: Supply | None = None
-        """Set where another worker prefills the prompt."""
+        """What comes on top, where another worker may prefill the prompt."""
 
     def supplied(self, supply: Supply, ttft: Correction) -> Standing:
-        """The same worker, if it gets the prompt from another."""
+        """The same worker with that on top, and with TTFTs that turn out so."""
         other = Standing.__new__(Standing)
         for name in Standing.__slots__:
             setattr(other, name, getattr(self, name))
