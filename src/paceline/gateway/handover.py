@@ -175,7 +175,7 @@ class HandOver:
         self._tell(now, usage(body[-TAIL:]))
 
     def _tell(self, now: float, counts: Usage) -> None:
-        told = counts.prompt_tokens, counts.cached_tokens
+        told = counts.prompt_tokens, counts.cached_tokens, self._not_yet_at
         self._host.tell(Prefilled(self._owner.request.id, self.worker_id, now, *told))
 
     def on_untold(self, errand: Errand, because: str) -> None:

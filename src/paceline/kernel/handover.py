@@ -19,6 +19,7 @@ class HandOver:
         "predicted_s",
         "ready",
         "sent_at",
+        "since",
         "step_s",
         "tokens",
         "trouble",
@@ -40,7 +41,7 @@ class HandOver:
         link.awaits(request_id, tokens)
         self.worker = worker
         """The one that prefills it."""
-        self.sent_at = sent_at
+        self.sent_at = self.since = sent_at
         self.predicted_s = predicted_s
         """From then until the first token, by step times and links alone; 0: nobody said."""
         self.tokens = tokens
@@ -80,9 +81,9 @@ class HandOver:
         """Until when it is sure to be kept.
 
         The lease begins when the prefill ends, which nobody here sees: word of it may be late. It
-        cannot have been before it was sent.
+        cannot have been before it was sent, nor when it was last seen to be under way.
         """
-        return self.sent_at + self.worker.worker.lease_s
+        return max(self.sent_at, self.since) + self.worker.worker.lease_s
 
     def holds(self, now: float, transfer_s: float = 0.0) -> bool:
         """May another worker begin to fetch it now? Too late it would get another prompt's cache,

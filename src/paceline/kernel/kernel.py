@@ -193,6 +193,7 @@ class Kernel:
             worker.believed(entry.cached, fact.cached_tokens)
         if worker.failures:
             self.pools[worker.worker.model].regroup()
+        handover.since = fact.since
         worker.prefilled(entry, fact.at, handover.until)
         self._touch(worker)
         self._forget_if_drained(worker)
