@@ -258,6 +258,16 @@ async def test_without_the_lease_the_answer_would_be_nonsense() -> None:
         assert words(await asking).startswith(" t500000000 t500000001")
 
 
+@on_loop
+async def test_a_prefill_may_take_longer_than_the_lease() -> None:
+    parts = ({**PREFILLS, "lease_s": 0.2}, DECODES)
+    slowest = EngineSettings(profile="tiny", model=MODEL, speed=0.005)
+    async with pair(slowest, ENGINE, parts=parts) as ((first, _), gateway):
+        assert words(await ask(gateway)) == counted(12)
+        assert gateway.outcomes[0].prefill_s > 0.2
+        assert first.state()["fetched"] == 1
+
+
 # Clients that leave.
 
 
