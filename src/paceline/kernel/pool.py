@@ -179,7 +179,8 @@ class Pool:
         if standing is None or now - standing.made_at > STALE_S:
             state = self._by_place[place]
             self._inherit(state)
-            standing = state.standing(now, self.ttft, self.itl, self.outlook(state, now))
+            outlook = self.outlook(state, now)
+            standing = state.standing(now, self.ttft, self.itl, outlook, self._usual_tokens)
             self._standings[place] = standing
         return standing
 

@@ -12,7 +12,7 @@ from paceline.kernel.ledger import Entry, Ledger
 from paceline.kernel.rate import Rate
 from paceline.policy.pressure import Outlook, limit_tokens, trust_after
 from paceline.policy.saturation import Saturation
-from paceline.policy.standing import Correction, Curve, InFlight, Standing
+from paceline.policy.standing import PROBE, Correction, Curve, InFlight, Standing
 from paceline.policy.steptime import StepTimeEstimator
 from paceline.policy.windows import PrefillWindows
 
@@ -279,7 +279,12 @@ class WorkerState:
         )
 
     def standing(
-        self, now: float, ttft: Accuracy, itl: Accuracy, outlook: Outlook | None
+        self,
+        now: float,
+        ttft: Accuracy,
+        itl: Accuracy,
+        outlook: Outlook | None,
+        usual_tokens: float,
     ) -> Standing:
         """The worker as a router sees it, predictions corrected by how they turned out lately."""
         ledger = self.ledger
@@ -311,4 +316,6 @@ class WorkerState:
             now,
             outlook,
             self.kv_limit,
+            # Whether a prompt goes elsewhere turns on what prompts like those that come cost here.
+            max(usual_tokens, PROBE) if self.worker.transfer else PROBE,
         )

@@ -14,7 +14,7 @@ from paceline.policy.pressure import Outlook
 from paceline.policy.steptime import KNOTS, WIDTHS, StepModel
 
 PROBE = 512.0
-"""Prompt tokens by which the cost of a prefill token is measured."""
+"""Prompt tokens by which the cost of a prefill token is measured, unless told otherwise."""
 LEAST_ROOM = 64.0
 """Tokens of a step that prefill gets at least, however many streams decode."""
 USUAL_STREAMS = 64.0
@@ -146,6 +146,7 @@ class Standing:
         now: float = 0.0,
         outlook: Outlook | None = None,
         kv_limit: float = inf,
+        probe: float = PROBE,
     ) -> None:
         self.made_at = now
         self.kv = in_flight.kv
@@ -172,8 +173,8 @@ class Standing:
         # Seconds of steps at normal speed.
         self.kv_decode_s = kv_s = curve.kv_s * in_flight.kv
         self.decode_s = curve.at(streams) + kv_s
-        probe_s = curve.at(streams + PROBE) + kv_s + curve.q_s * (0.5 * PROBE * PROBE)
-        self.token_s = (probe_s - self.decode_s) / PROBE
+        probe_s = curve.at(streams + probe) + kv_s + curve.q_s * (0.5 * probe * probe)
+        self.token_s = (probe_s - self.decode_s) / probe
         self.full_s = curve.at(streams + self.room) + kv_s
         kv_all_s = curve.kv_s * self.kv_all
         self.before_s = curve.at(everyone) + kv_all_s
