@@ -57,15 +57,16 @@ class Rooms:
         return [self.enter(asked, "second", "first"), stream(3)]
 
 
+@pytest.mark.parametrize("policy", ["least-requests", "headroom"])
 @on_loop
-async def test_sglang_s_workers_get_the_same_request_at_the_same_time() -> None:
+async def test_sglang_s_workers_get_the_same_request_at_the_same_time(policy: str) -> None:
     rooms = Rooms()
     async with (
         scripted(rooms.first, rooms.second) as (first, second),
         live_gateway(
             first.url,
             second.url,
-            settings=POLICY,
+            settings=Settings(policy=policy, hold_s=0.2),
             parts=parts("sglang", bootstrap_port=8765),
         ) as gateway,
     ):

@@ -40,6 +40,12 @@ class Worker(msgspec.Struct, frozen=True):
         """May it write answers, whoever has prefilled the prompt?"""
         return self.role != "prefill"
 
+    @property
+    def alone(self) -> bool:
+        """May it answer what no other worker has prefilled? SGLang's refuse that, once started to
+        share requests."""
+        return self.answers and self.transfer != "sglang"
+
     def takes_from(self, other: Worker) -> bool:
         """Can it go on with a prompt that another worker has prefilled?"""
         alike = bool(self.transfer) and self.transfer == other.transfer

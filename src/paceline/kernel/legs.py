@@ -8,7 +8,7 @@ from math import inf
 from paceline.kernel.handover import HandOver
 from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
-from paceline.policy.disagg import fetching, ways_of
+from paceline.policy.disagg import apart, conditional, fetching, ways_of
 from paceline.policy.fleet import Choice, Policy
 from paceline.policy.standing import Ask
 
@@ -19,6 +19,8 @@ class Legs:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._ways = ways_of(policy)
+        self._apart = apart if self._ways is conditional else self._ways
+        """For workers some of which answer only what others have prefilled."""
 
     def choose(
         self, pool: Pool, live: Live, ask: Ask, places: Sequence[int], sources: Sequence[int]
@@ -26,9 +28,13 @@ class Legs:
         """The place that is to answer, and the source that prefills for it, if one does."""
         if live.handover is not None:
             return fetching(self._policy, pool, ask, places, live.handover.worker.place)
-        if sources and not live.produced and not live.whole:
-            return self._ways(pool, ask, places, sources)
-        return self._policy(pool, ask, places)
+        if not sources or live.produced:
+            return self._policy(pool, ask, places)
+        alone = [i for i in places if pool.at(i).worker.alone]
+        if live.whole and alone:
+            return self._policy(pool, ask, alone)
+        ways = self._ways if len(alone) == len(places) else self._apart
+        return ways(pool, ask, places, sources)
 
     @staticmethod
     def takers(pool: Pool, handover: HandOver, places: Sequence[int], now: float) -> list[int]:

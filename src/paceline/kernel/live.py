@@ -72,8 +72,8 @@ class Live:
         """It is there again, after a worker."""
         self.handover: HandOver | None = None
         """Its prompt, where one worker prefills it for another."""
-        self.whole = False
-        """It is prefilled where it is answered: a worker has failed to do so for another one."""
+        self.whole = not request.shareable
+        """It is prefilled where it is answered: it must be, or a worker has failed to do so for it."""
         self.told_wait = False
         self.ask: Ask | None = None
         """How it was last put to the policy."""
