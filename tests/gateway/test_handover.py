@@ -90,6 +90,7 @@ async def test_one_worker_prefills_and_the_other_answers() -> None:
         (outcome,) = gateway.outcomes
         assert (outcome.worker, outcome.prefilled_at) == ("w1", "w0")
         assert outcome.prompt_tokens == len(PROMPT)
+        assert outcome.attempts == 1
 
 
 @pytest.mark.parametrize("stream", [True, False])

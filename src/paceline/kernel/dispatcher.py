@@ -316,7 +316,7 @@ class Dispatcher:
         assert ask is not None
         if not live.attempt:
             self._retries.first_attempt()
-        live.attempt += 1
+        live.attempt += live.handover is None  # two workers that share it are one attempt
         live.worker = worker
         return worker, Entry(
             live.request,

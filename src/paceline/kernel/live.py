@@ -73,7 +73,7 @@ class Live:
         self.handover: HandOver | None = None
         """Its prompt, where one worker prefills it for another."""
         self.whole = not request.shareable
-        """It is prefilled where it is answered: it must be, or a worker has failed to do so for it."""
+        """It is prefilled where it is answered: no other may, or one has failed to."""
         self.told_wait = False
         self.ask: Ask | None = None
         """How it was last put to the policy."""
