@@ -231,7 +231,7 @@ class Model:
                 assert worker.answers
                 assert worker.model == self.known[name].model
                 assert command.produced == self.produced.get(name, 0)
-                self.attempts[name] += 1
+                self.attempts[name] += not command.prefilled_at
                 assert command.attempt == self.attempts[name]
                 self.on[name] = command.worker_id
             case Hold():
