@@ -84,6 +84,7 @@ ENDPOINTS = {
     "/emulate/crash": "All connections and the listener are gone.",
     "/emulate/fault": "The next generations go wrong.",
     "/emulate/refuse": "New connections are reset, while those that stand go on.",
+    "/emulate/fetch": "Another emulated engine fetches a prompt that is held for it.",
     "/emulate/cut": "The connections of all answers under way are reset.",
     "/emulate/reset": "No slowdown, no hang, no faults.",
 }

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.config import KINDS, POLICIES, ROLES, Address, Config, Secret, load, parse
+from paceline.config import KINDS, POLICIES, Address, Config, Secret, load, parse
 from paceline.config import settings as config_settings
 from paceline.config.values import EngineUrl
 from paceline.domain.errors import ConfigError
@@ -439,6 +439,64 @@ def test_files_named_in_a_config_must_be_there(tmp_path: Path) -> None:
     assert load(path, {}).tls is not None
 
 
+# Workers that share requests
+
+SHARED = {
+    "prefill, decode": "",
+    "prefill": "workers: all of them prefill, and none answers: give one of them role decode",
+    "prefill, both": "workers[0].transfer: no other worker of m takes prompts over by nixl",
+    "prefill, both nixl": "",
+    "prefill mooncake, decode": "[0].transfer: no other worker of m takes prompts over by mooncake",
+    "prefill sglang, decode": "[0].transfer: vllm does not hand over by sglang; it knows nixl",
+    "both, decode": "",
+}
+
+
+@pytest.mark.parametrize(("shared", "told"), SHARED.items())
+def test_roles_must_fit_each_other(shared: str, told: str) -> None:
+    workers = []
+    for place, (role, *transfer) in enumerate(part.split() for part in shared.split(",")):
+        of = {"url": f"http://h:{place + 1}", "kind": "vllm", "role": role}
+        workers.append(of | ({"transfer": transfer[0]} if transfer else {}))
+    text = yaml.safe_dump({"models": [{"name": "m", "workers": workers}]})
+    if told:
+        assert told in problem(text)
+    else:
+        assert parse(text, {}, "it.yaml").workers()
+
+
+@pytest.mark.parametrize(
+    ("worker", "told"),
+    [
+        (
+            "role: prefill",
+            "role prefill needs it, or `kind`: one of nixl, mooncake, sglang, trtllm",
+        ),
+        ("role: decode, kind: llamacpp", "llamacpp has no way to hand a prompt over"),
+        ("role: both, kind: sglang, transfer: sglang", "started to prefill or to decode"),
+        ("transfer: nixl, kind: openai", "openai does not hand over by nixl; it knows none"),
+        ("lease_s: 0", "lease_s: expected seconds as a number above 0"),
+        ("bootstrap_port: 0", "bootstrap_port: expected a port"),
+    ],
+)
+def test_a_role_needs_a_way_to_hand_over(worker: str, told: str) -> None:
+    text = "models: [{name: m, workers: [{url: 'http://h:1', %s}, {url: 'http://h:2'}]}]"
+    assert any(told in line for line in problems(text % worker))
+
+
+@pytest.mark.parametrize(
+    ("kind", "transfer"), [("vllm", "nixl"), ("sglang", "sglang"), ("trtllm", "trtllm")]
+)
+def test_the_way_to_hand_over_follows_from_the_kind(kind: str, transfer: str) -> None:
+    workers = [f"{{url: 'http://h:{i}', kind: {kind}, role: {role}}}" for i, role in PARTS]
+    config = parse(f"models: [{{name: m, workers: [{', '.join(workers)}]}}]", {}, "it.yaml")
+    assert {worker.transfer for worker in config.workers()} == {transfer}
+    assert [worker.prefills for worker in config.workers()] == [True, False]
+
+
+PARTS = ((1, "prefill"), (2, "decode"))
+
+
 # Properties
 
 words = st.text("abcdefghijklmnopqrstuvwxyz-_0123456789.", min_size=1, max_size=12)
@@ -454,7 +512,6 @@ workers = maps(
     {},
     {
         "kind": st.sampled_from(KINDS),
-        "role": st.sampled_from(ROLES),
         "node": words,
         "cost_per_hour": st.floats(0, 100),
         "served_model": words,
@@ -501,6 +558,10 @@ def documents(draw: st.DrawFn) -> dict[str, Any]:
     document: dict[str, Any] = {"models": []}
     for m, name in enumerate(names):
         drawn = draw(st.lists(workers, min_size=1, max_size=3))
+        if len(drawn) > 1 and draw(st.booleans()):
+            transfer = draw(st.sampled_from(["nixl", "mooncake"]))
+            for worker, role in zip(drawn, ("prefill", "decode", "both"), strict=False):
+                worker |= {"kind": "vllm", "role": role, "transfer": transfer}
         listed = [{"url": f"http://h{m}:{i + 1}", **worker} for i, worker in enumerate(drawn)]
         document["models"].append({"name": name, "workers": listed})
     document["tiers"] = draw(st.dictionaries(words, tiers, min_size=1, max_size=3))

@@ -17,8 +17,9 @@ from paceline.domain.facts import ClientLeft, DispatchFailed, Fact, WorkerAdded,
 from paceline.domain.promise import Promise
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
+from paceline.engines.engine import Engine, adapter_of
 from paceline.gateway.link import Timeouts
-from paceline.host import Engine, LiveHost, adapter_of
+from paceline.host import LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.kernel.log import replay
 from paceline.kernel.worker import WorkerState

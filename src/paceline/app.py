@@ -19,15 +19,17 @@ from paceline.config.running import changes, parse_worker, visible
 from paceline.config.values import EngineUrl
 from paceline.domain.errors import ConfigError, InvalidRequest, NotFound, Unavailable
 from paceline.domain.worker import Worker
+from paceline.engines.engine import Engine
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.link import Timeouts
 from paceline.gateway.ordinary import ordinary_app
+from paceline.gateway.outcome import outcome_of
 from paceline.gateway.ports import Turn
 from paceline.gateway.quota import Quotas
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.gateway.server import Gateway
-from paceline.host import Engine, LiveHost
+from paceline.host import LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.observe.admin import admin_app
 from paceline.observe.diagnosis import Diagnosis
@@ -119,7 +121,7 @@ class _Application:
         self._hurry: Callable[[], None] = lambda: None
 
     def _closed(self, exchange: Exchange) -> None:
-        outcome = exchange.outcome()
+        outcome = outcome_of(exchange)
         self.quotas.ended(outcome, monotonic())
         if self.prompts is not None:
             self.prompts.ended(outcome)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -14,7 +15,16 @@ import aiohttp
 import msgspec
 import structlog
 
-from paceline.domain.commands import Command, Degrade, Dispatch, Fail, Move, Pause, Shed
+from paceline.domain.commands import (
+    Command,
+    Degrade,
+    Dispatch,
+    Fail,
+    Move,
+    Pause,
+    Prefill,
+    Shed,
+)
 from paceline.domain.errors import PacelineError
 from paceline.domain.facts import (
     Fact,
@@ -28,8 +38,8 @@ from paceline.domain.facts import (
 )
 from paceline.domain.kvevents import BlockForm
 from paceline.domain.worker import Worker, WorkerReport
-from paceline.engines.adapter import Adapter, make_adapter
 from paceline.engines.detect import detect
+from paceline.engines.engine import Engine, refused
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.link import EngineLink, Timeouts
 from paceline.gateway.ports import Turn
@@ -50,29 +60,6 @@ DECISIONS = 1000
 """Newest decisions kept for `/paceline/v1/decisions`."""
 
 log = structlog.get_logger("paceline")
-
-
-class Engine(msgspec.Struct, frozen=True):
-    """A worker with what it takes to talk to it."""
-
-    worker: Worker
-    adapter: Adapter
-    api_key: str
-    """What it wants to see as a bearer token; empty: nothing."""
-
-    @classmethod
-    def of(cls, worker: Worker, api_key: str) -> Engine:
-        """With the adapter of the worker's kind; a plain one until the kind is detected."""
-        return cls(worker, adapter_of(worker, api_key), api_key)
-
-    def __repr__(self) -> str:
-        return f"Engine({self.worker.id})"
-
-
-def adapter_of(worker: Worker, api_key: str) -> Adapter:
-    """The adapter of a worker's kind; a plain one until the kind is detected."""
-    name = worker.serves_as or worker.model
-    return make_adapter(worker.kind or "openai", worker.url, name, api_key)
 
 
 class Observer(Protocol):
@@ -107,6 +94,7 @@ class LiveHost:
         fact_log: BinaryIO | None = None,
         on_turn: Callable[[Exchange, Turn, str], None] = lambda *_: None,
         observer: Observer | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.kernel = kernel
         self.exchanges: dict[str, Exchange] = {}
@@ -122,6 +110,7 @@ class LiveHost:
         self._on_turn = on_turn
         self._observer = observer
         self._wall = wall
+        self._random = random_bytes
         self._fact_log = fact_log
         if fact_log is not None:
             fact_log.write(opening(kernel.settings))
@@ -150,6 +139,26 @@ class LiveHost:
 
     def link(self, worker_id: str) -> EngineLink:
         return self.links[worker_id]
+
+    def number(self) -> int:
+        return int.from_bytes(self._random(8), "big") >> 1
+
+    def give_up(self, holder: EngineLink, fields: Mapping[str, Any]) -> None:
+        body = holder.transfer.release(fields) if holder.transfer is not None else None
+        takers = self._takers(holder.worker)
+        if body is not None and takers and self._session is not None and self._tasks is not None:
+            work = refused(self._session, takers, body)
+            self._tasks.create_task(work, name=f"free what {holder.worker.id} holds")
+
+    def _takers(self, holder: Worker) -> list[Engine]:
+        """A few engines that could have gone on with what this one holds, the soundest first."""
+        now, known = monotonic(), self.kernel.workers
+        takers = [
+            (known[worker_id].failures, worker_id)
+            for worker_id, engine in self.engines.items()
+            if engine.worker.takes_from(holder) and known[worker_id].usable(now)
+        ]
+        return [self.engines[worker_id] for _, worker_id in sorted(takers)[:3]]
 
     def block_forms(self, model: str) -> Sequence[BlockForm]:
         pool = self.kernel.pools.get(model)
@@ -205,6 +214,8 @@ class LiveHost:
             match command:
                 case Dispatch():
                     exchange.dispatch(command, now)
+                case Prefill():
+                    exchange.prefill(command, now)
                 case Pause() | Move():
                     exchange.stop(command, now)
                 case Degrade():
@@ -269,14 +280,17 @@ class LiveHost:
             told = ordered.worker if ordered is not None else worker
             alike = (told.kind, told.serves_as) == (worker.kind, worker.serves_as)
             shown = serving.worker if alike and serving.worker.url == worker.url else worker
-            self._join(_identified(engine, shown.kind, shown.serves_as))
+            self._join(engine.identified(shown.kind, shown.serves_as))
 
     def remove(self, worker_id: str, at_once: bool = False) -> None:
         """A worker takes no new work. What it has may finish, or moves `at_once` if it can."""
         self.engines.pop(worker_id, None)
         self.tell(WorkerRemoved(worker_id))
         if at_once:
-            for exchange in [e for e in self.exchanges.values() if e.worker_id == worker_id]:
+            there = [
+                e for e in self.exchanges.values() if worker_id in (e.worker_id, e.prefills_at)
+            ]
+            for exchange in there:
                 self._run(Move(exchange.request.id, "its worker is removed"), monotonic())
         self._settle()
 
@@ -290,7 +304,8 @@ class LiveHost:
             except Exception:  # what is learned from a step is not worth the stream that showed it
                 log.exception("a step was not understood", worker=worker.id)
 
-        link = EngineLink(worker, engine.adapter, engine.api_key, self._spawn, on_step)
+        key, transfer = engine.api_key, engine.transfer
+        link = EngineLink(worker, engine.adapter, key, self._spawn, on_step, transfer)
         before = self.links.get(worker.id)
         if before is not None:
             link.watch = before.watch  # its steps are seen by all its streams, old and new
@@ -337,10 +352,11 @@ class LiveHost:
         ears: Ears | None = None
         told: bool | None = None
         known = bool(engine.worker.kind and engine.worker.serves_as)
+        hands_over = False
         while True:
             found = None if known else await detect(session, engine.worker.url, engine.api_key)
             if found is not None:
-                engine, known = _identified(engine, found.kind, found.serves_as), True
+                engine, known = engine.identified(found.kind, found.serves_as), True
                 self._show(engine)
             worker = engine.worker
             report = await engine.adapter.report(session)
@@ -348,6 +364,12 @@ class LiveHost:
             if not known:
                 reason = report.because or "it is still starting"
                 report = WorkerReport(False, f"nobody answers at {worker.url}: {reason}")
+            if engine.transfer is not None and report.healthy and not hands_over:
+                lacks = await engine.transfer.learn(session)
+                hands_over = not lacks
+                if lacks:
+                    log.warning("worker cannot hand over", worker=worker.id, because=lacks)
+            hands_over = hands_over and report.healthy
             self.tell(WorkerReported(worker.id, report))
             if report.healthy and not told and worker.kind in TELL_KV_EVENTS:
                 ears = ears or self._ears(worker.id, listeners)
@@ -369,7 +391,7 @@ class LiveHost:
         """An engine has shown what it is."""
         worker = engine.worker
         link = self.links[worker.id]
-        link.worker, link.dialect = worker, engine.adapter
+        link.worker, link.dialect, link.transfer = worker, engine.adapter, engine.transfer
         ordered = self.engines.get(worker.id)
         if ordered is not None and ordered.worker.model == worker.model:  # else it drains
             self.tell(WorkerAdded(worker))
@@ -412,12 +434,3 @@ class LiveHost:
         """Can every model that has workers be served?"""
         models = {engine.worker.model for engine in self.engines.values()}
         return bool(models) and self.serves(models)
-
-
-def _identified(engine: Engine, kind: str, serves_as: str) -> Engine:
-    """The engine with the kind and model name that it has shown, where it was told none."""
-    worker = engine.worker
-    shown = msgspec.structs.replace(
-        worker, kind=worker.kind or kind, serves_as=worker.serves_as or serves_as
-    )
-    return engine if shown == worker else Engine.of(shown, engine.api_key)

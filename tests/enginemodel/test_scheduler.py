@@ -204,3 +204,67 @@ def test_a_slowdown_stretches_steps() -> None:
     slow = engine.plan()
     assert slow is not None
     assert slow.seconds == pytest.approx(3 * usual.seconds, rel=0.01)
+
+
+def test_a_prompt_held_for_another_engine_keeps_its_blocks_until_it_is_fetched() -> None:
+    engine = Scheduler(TINY)
+    engine.add(Generation("a", 40, 1, chain(1, 2), hold=True))
+    assert run(engine) == {"a": 1}
+    assert "a" not in engine
+    assert (engine.running, list(engine.held), engine.pool.used) == (0, ["a"], 3)
+    with pytest.raises(ValueError, match="already"):
+        engine.add(Generation("a", 40, 1))
+    assert engine.release("a")
+    assert not engine.release("a")
+    assert (engine.pool.used, engine.pool.cached) == (0, 2)
+
+
+def test_who_finds_no_room_beside_held_prompts_runs_once_they_are_fetched() -> None:
+    engine = Scheduler(TINY)
+    engine.add(Generation("held", 200, 1, hold=True))
+    run(engine)
+    engine.add(Generation("next", 100, 5))
+    assert engine.plan() is None
+    engine.release("held")
+    assert run(engine)["next"] == 5
+
+
+def test_an_answer_of_many_tokens_is_not_held() -> None:
+    with pytest.raises(ValueError, match="one token"):
+        Scheduler(TINY).add(Generation("a", 40, 2, hold=True))
+
+
+def test_what_another_engine_has_prefilled_is_not_computed_but_for_its_last_token() -> None:
+    engine, tokens = Scheduler(TINY), Counter[str]()
+    engine.add(Generation("a", 100, 3, received=100))
+    assert engine.prompt_left() == 1
+    plan = step(engine, tokens)
+    assert plan is not None
+    assert plan.load.prefill == 1
+    assert plan.admitted == {"a": 0}
+    assert tokens == {"a": 1}
+    assert engine.pool.used == 7
+    assert engine.counters.received_tokens == 99
+    assert run(engine)["a"] == 2
+
+
+def test_what_was_received_can_be_found_by_the_next_with_this_prefix() -> None:
+    engine = Scheduler(TINY)
+    engine.add(Generation("a", 100, 3, chain(1, 6), received=100))
+    run(engine)
+    engine.add(Generation("b", 100, 3, chain(1, 6)))
+    plan = engine.plan()
+    assert plan is not None
+    assert plan.admitted == {"b": 96}
+
+
+def test_what_was_received_is_lost_with_a_preemption_and_computed() -> None:
+    engine = Scheduler(TINY)
+    for i in range(4):
+        engine.add(Generation(str(i), 40, 80, received=40))
+    prefilled = 0
+    while (plan := engine.plan()) is not None:
+        prefilled += plan.load.prefill
+        engine.complete(plan)
+    assert engine.counters.preemptions > 0
+    assert prefilled > 4 + 40 * engine.counters.preemptions

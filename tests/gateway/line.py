@@ -26,6 +26,7 @@ from paceline.engines.emulated.formats import Chat, Completion, Part
 from paceline.engines.emulated.tokens import next_number, partial_answer
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.intake import read
+from paceline.gateway.outcome import outcome_of
 from paceline.gateway.ports import Turn
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.gateway.resume import resumable
@@ -95,7 +96,7 @@ class Connection:
         self.request = b""
         self.open = True
 
-    def start(self, reader: Any, request: bytes) -> None:
+    def start(self, reader: Any, request: bytes, until: float = 0.0) -> None:
         self.reader, self.request = reader, request
 
     def pause(self) -> None: ...
@@ -128,6 +129,7 @@ class Link:
         self.dialect = make_adapter(worker.kind, worker.url, worker.serves_as, "")
         self.watch = StepWatch(on_step)
         self.connections: list[Connection] = []
+        self.transfer = None
 
     def connection(self, fresh: bool) -> Connection:
         self.connections.append(Connection())
@@ -216,7 +218,7 @@ class Line:
         return [0] * (len(GAP_BOUNDS) + 1)
 
     def closed(self, exchange: Exchange) -> None:
-        self.outcome = exchange.outcome()
+        self.outcome = outcome_of(exchange)
 
     def tell(self, fact: Fact) -> None:
         self.facts.append(fact)

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import monotonic, time
 from typing import Any, ParamSpec
@@ -23,12 +23,15 @@ import paceline.wire.server
 from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Tenant, Tier
 from paceline.domain.worker import Worker, WorkerReport
+from paceline.engines.engine import Engine
+from paceline.engines.transfer import make_transfer
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.link import Timeouts
 from paceline.gateway.ordinary import ordinary_app
+from paceline.gateway.outcome import outcome_of
 from paceline.gateway.server import Gateway
-from paceline.host import Engine, LiveHost
+from paceline.host import LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.tokens import Prompts
 from paceline.wire.server import Limits, Server
@@ -261,13 +264,19 @@ async def live_gateway(
     tls: ssl.SSLContext | None = None,
     ready: bool = True,
     prompts: Prompts | None = None,
+    parts: Sequence[Mapping[str, Any]] = (),
+    asks: bool = False,
 ) -> AsyncIterator[Stand]:
-    """A gateway before these engines, wired as `paceline.app` does it."""
+    """A gateway before these engines, wired as `paceline.app` does it.
+
+    `parts`: more of each worker, where they share requests. `asks`: its engines are asked how they
+    are, as in earnest; else a test says it.
+    """
     names = {MODEL: MODEL} if names is None else names
     outcomes: list[Outcome] = []
 
     def closed(exchange: Exchange) -> None:
-        outcomes.append(exchange.outcome())
+        outcomes.append(outcome_of(exchange))
         if prompts is not None:
             prompts.ended(outcomes[-1])
 
@@ -281,12 +290,15 @@ async def live_gateway(
     engines = []
     for place, (url, adapter) in enumerate(zip(urls, adapters, strict=True)):
         adapter.healthy = ready
-        worker = Worker(f"w{place}", MODEL, url, kind, serves_as=serves_as or MODEL)
-        engines.append(Engine(worker, adapter, api_key))
+        more = parts[place] if parts else {}
+        worker = Worker(f"w{place}", MODEL, url, kind, serves_as=serves_as or MODEL, **more)
+        told = Engine(worker, adapter, api_key, make_transfer(worker, api_key))
+        engines.append(Engine.of(worker, api_key) if asks else told)
     async with AsyncExitStack() as stack:
         for module, seconds in ((paceline.host, 0.02), (paceline.wire.server, 0.02)):
             stack.enter_context(mock.patch.object(module, "SWEEP_S", seconds))
-        stack.enter_context(mock.patch.object(paceline.host, "PROBE_S", 0.05))
+        probe_s = 1.0 if asks else 0.05
+        stack.enter_context(mock.patch.object(paceline.host, "PROBE_S", probe_s))
         _, port = await server.listen("127.0.0.1", 0, tls)
         tasks = [
             asyncio.create_task(host.run(engines), name="host"),

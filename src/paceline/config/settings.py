@@ -34,6 +34,12 @@ Role = Literal["both", "prefill", "decode"]
 Transfer = Literal["nixl", "mooncake", "sglang", "trtllm"]
 Overload = Literal["queue", "shed", "degrade"]
 
+TRANSFERS: dict[str, tuple[Transfer, ...]] = {
+    "vllm": ("nixl", "mooncake"),
+    "sglang": ("sglang",),
+    "trtllm": ("trtllm",),
+}
+"""Ways to hand over that kinds of engines have; the usual one first."""
 POLICIES: tuple[str, ...] = get_args(Policy)
 KINDS: tuple[str, ...] = get_args(Kind)
 ROLES: tuple[str, ...] = get_args(Role)
@@ -49,6 +55,7 @@ Money = Annotated[float, Meta(ge=0, le=1e6, description="an amount of money")]
 Megabytes = Annotated[float, Meta(gt=0, le=4096, description="megabytes as a number")]
 Kilobytes = Annotated[int, Meta(ge=1, le=1024, description="kilobytes as a whole number")]
 Count = Annotated[int, Meta(ge=1, le=10**12, description="a whole number")]
+Port = Annotated[int, Meta(ge=1, le=65535, description="a port")]
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,11 +80,22 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that one step of the engine may hold, 1 or more; left out: learned."""
     transfer: Transfer | None = None
     """How its KV cache is handed over to another worker: nixl or mooncake (vLLM), sglang or trtllm.
-    Needed where `role` is prefill or decode; with both, such a worker may serve as either."""
+    With `role` prefill or decode it may follow from `kind`: nixl for vllm, its own for sglang and
+    trtllm. With `role` both it must be said, and then the worker may serve as either."""
     lease_s: Seconds = 20.0
     """How long a prompt that was prefilled to be handed over is surely kept, seconds above 0: less
     than after what the engine gives it up (vLLM: 30 seconds). Fetched later, it would be garbage;
     so it is prefilled again."""
+    bootstrap_port: Port | None = None
+    """Where workers meet for a hand-over by mooncake or sglang. Left out: SGLang is asked for it,
+    and vLLM has 8998."""
+
+    @property
+    def hands_over_by(self) -> Transfer | None:
+        """`transfer`, or what follows from the rest."""
+        if self.transfer is not None or self.role == "both":
+            return self.transfer
+        return TRANSFERS.get(self.kind, (None,))[0] if self.kind is not None else None
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -330,8 +348,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 cost_per_hour=worker.cost_per_hour,
                 serves_as=worker.served_model or "",
                 prefill_budget=worker.prefill_budget or 0,
-                transfer=worker.transfer or "",
+                transfer=worker.hands_over_by or "",
                 lease_s=worker.lease_s,
+                bootstrap_port=worker.bootstrap_port or 0,
             )
             for model in self.models
             for worker in model.workers

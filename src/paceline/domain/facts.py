@@ -71,6 +71,8 @@ class Prefilled(msgspec.Struct, frozen=True, tag=True):
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     """The engine's own counts, where it gave them."""
+    since: float = 0.0
+    """Before then it had not ended, so that the lease cannot have begun; 0: nobody looked."""
 
 
 class DispatchFailed(msgspec.Struct, frozen=True, tag=True):

@@ -41,6 +41,10 @@ class Outcome(msgspec.Struct, frozen=True):
     """How often it was taken off its worker to go on elsewhere, or was lost by it."""
     paused: int = 0
     """How often it was taken off its worker for others."""
+    prefilled_at: str = ""
+    """The worker that had prefilled its prompt; empty: the one that answered."""
+    prefill_s: float = 0.0
+    """What that took, from sending the prompt to hearing that it is done."""
 
     @property
     def kept(self) -> bool:

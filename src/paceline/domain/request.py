@@ -44,6 +44,8 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """It may be paused for tiers of more weight."""
     resumable: bool = False
     """Once begun, it can go on elsewhere from its last token."""
+    shareable: bool = True
+    """One worker may prefill its prompt, and another one answer it."""
     deadline_s: float = inf
     """From arrival to the end of the answer."""
     instead: Request | None = None

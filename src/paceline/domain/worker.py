@@ -27,6 +27,8 @@ class Worker(msgspec.Struct, frozen=True):
     Workers of one model with the same one can share a request."""
     lease_s: float = 20.0
     """How long a prompt that was prefilled to be handed over is sure to be kept."""
+    bootstrap_port: int = 0
+    """Where workers find each other to hand over (mooncake, sglang); 0: as the engine has it."""
 
     @property
     def name_there(self) -> str:
@@ -42,6 +44,12 @@ class Worker(msgspec.Struct, frozen=True):
     def answers(self) -> bool:
         """May it write answers, whoever has prefilled the prompt?"""
         return self.role != "prefill"
+
+    @property
+    def alone(self) -> bool:
+        """May it answer what no other worker has prefilled? SGLang's refuse that, once started to
+        share requests."""
+        return self.answers and self.transfer != "sglang"
 
     def takes_from(self, other: Worker) -> bool:
         """Can it go on with a prompt that another worker has prefilled?"""

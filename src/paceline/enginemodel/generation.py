@@ -18,6 +18,12 @@ class Generation(msgspec.Struct, frozen=True):
     prompt, where the caller knows the answer: then a next turn finds that too."""
     priority: int = 0
     """Lower runs earlier, if the engine schedules by priority."""
+    hold: bool = False
+    """Prefill it for another engine: its answer is one token, and then its blocks stay in use until
+    `Scheduler.release`."""
+    received: int = 0
+    """Prompt tokens that another engine has prefilled. They take blocks and are not computed; the
+    last of the prompt is, for from it comes the first of the answer."""
 
 
 class Running:
@@ -35,6 +41,7 @@ class Running:
         "named",
         "order",
         "produced",
+        "received",
         "unnamed",
     )
 
@@ -44,6 +51,8 @@ class Running:
         self.order = order
         """The least is served first, the greatest preempted first."""
         self.produced = 0
+        self.received = generation.received
+        """Tokens that need not be computed; none once they are given up."""
         self.computed = 0
         """Tokens in the KV cache."""
         self.named: list[int] = []

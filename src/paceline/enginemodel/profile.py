@@ -63,6 +63,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int
     max_model_len: int = 131_072
     block_size: int = 16
+    kv_token_bytes: int = 128 * 1024
+    """KV cache of one token: 2 x layers x KV heads x head size x 2 bytes (BF16)."""
     overhead_s: float = 0.0
     """From a request until a step can hold it, the way there and back included: what an engine's
     server takes, where it was measured. Not part of any step."""
@@ -179,6 +181,7 @@ _ALL = (
         context_s=2.32e-8,
         attention_s=1.78e-9,
         kv_tokens=LLAMA_70B_TP4_KV,
+        kv_token_bytes=320 * 1024,
         max_num_seqs=1024,
         max_num_batched_tokens=8192,
     ),
@@ -203,6 +206,7 @@ _ALL = (
         context_s=8.23e-8,
         attention_s=0.0,
         kv_tokens=QWEN3_30B_KV,
+        kv_token_bytes=96 * 1024,
         max_num_seqs=1024,
         max_num_batched_tokens=8192,
         max_model_len=40_960,

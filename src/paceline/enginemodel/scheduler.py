@@ -32,6 +32,8 @@ class Counters(msgspec.Struct):
     generated_tokens: int = 0
     prefix_queried_tokens: int = 0
     prefix_hit_tokens: int = 0
+    received_tokens: int = 0
+    """Prompt tokens from other engines."""
     preemptions: int = 0
     steps: int = 0
 
@@ -74,6 +76,8 @@ class Scheduler:
         """A heap; aborted requests stay in it until they come up."""
         self._prefilling: dict[str, Running] = {}
         self._decoding: dict[str, Running] = {}
+        self._held: dict[str, tuple[Sequence[int], int]] = {}
+        """Blocks of prompts that other engines have yet to fetch: named ones, and how many more."""
         self._context = 0
         """Tokens of the decoding streams."""
         self._head_waits_for_room = False
@@ -93,6 +97,11 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return len(self._requests) - self.running
+
+    @property
+    def held(self) -> Collection[str]:
+        """Requests that are over, and whose blocks another engine has yet to fetch, live."""
+        return self._held.keys()
 
     @property
     def kv_used(self) -> float:
@@ -118,6 +127,7 @@ class Scheduler:
                 done = request.computed
                 if request.id not in self._prefilling:
                     done = self.name_tokens * self.pool.known(request.generation.blocks)
+                    done = max(done, request.received)
                 left += max(tokens - done, 1)
         return left
 
@@ -139,7 +149,9 @@ class Scheduler:
             raise ValueError(f"{generation.id}: needs a prompt and an answer of one token at least")
         if tokens > self.context_limit:
             raise ValueError(f"{generation.id}: {tokens} tokens, {self.context_limit} fit")
-        if generation.id in self._requests:
+        if generation.hold and generation.output_tokens > 1:
+            raise ValueError(f"{generation.id}: what is held for others answers with one token")
+        if generation.id in self._requests or generation.id in self._held:
             raise ValueError(f"{generation.id}: is here already")
         self._arrivals += 1
         priority = generation.priority if self._by_priority else 0
@@ -153,6 +165,15 @@ class Scheduler:
         if request is None:
             return False
         self._leave(request)
+        return True
+
+    def release(self, request_id: str) -> bool:
+        """Free the blocks that were held for another engine. False if there are none."""
+        held = self._held.pop(request_id, None)
+        if held is None:
+            return False
+        self.pool.drop(*held)
+        self._head_waits_for_room = False
         return True
 
     def plan(self, most: int = 1) -> StepPlan | None:
@@ -174,7 +195,7 @@ class Scheduler:
             if fresh is None:
                 break
             if fresh.produced == 0:
-                admitted[fresh.id] = fresh.computed
+                admitted[fresh.id] = len(fresh.named) * self.name_tokens
             budget -= self._chunk(fresh, budget, chunks)
         if chunks:
             prefill = sum(tokens for _, tokens in chunks)
@@ -299,12 +320,15 @@ class Scheduler:
         pool.hold(hits)
         pool.take(fresh)
         request.named, request.unnamed, request.looked_at = list(hits), fresh, len(hits)
-        request.computed = len(hits) * self.name_tokens
+        cached = len(hits) * self.name_tokens
+        request.computed = max(cached, min(request.received, tokens - 1))
         self._prefilling[request.id] = request
         if request.produced == 0:
             self.counters.prompt_tokens += tokens
             self.counters.prefix_queried_tokens += tokens
-            self.counters.prefix_hit_tokens += request.computed
+            self.counters.prefix_hit_tokens += cached
+            self.counters.received_tokens += request.computed - cached
+        request.received = 0  # if it is preempted, they are lost
         return request
 
     def _chunk(self, request: Running, budget: int, chunks: list[tuple[Running, int]]) -> int:
@@ -371,7 +395,11 @@ class Scheduler:
 
     def _finish(self, request: Running) -> None:
         del self._requests[request.id]
-        self._leave(request)
+        if request.generation.hold:
+            del self._prefilling[request.id]
+            self._held[request.id] = request.named, request.unnamed
+        else:
+            self._leave(request)
 
     def _leave(self, request: Running) -> None:
         """Out of the batch, if it is in it; its blocks are free, and cached where named."""

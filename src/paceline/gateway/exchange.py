@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from time import monotonic
 
 import structlog
 
-from paceline.domain.commands import Degrade, Dispatch, Fail, Move, Pause, Prediction, Shed
+from paceline.domain.commands import (
+    Degrade,
+    Dispatch,
+    Fail,
+    Move,
+    Pause,
+    Prediction,
+    Prefill,
+    Shed,
+)
 from paceline.domain.errors import (
     PacelineError,
     RateLimited,
@@ -22,26 +32,20 @@ from paceline.domain.facts import (
     StreamBroke,
     StreamStopped,
 )
-from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
-from paceline.gateway.flavors import FLAVORS, OTHER, Flavor
-from paceline.gateway.intake import Body, payload, wants_usage
+from paceline.gateway.answer import Answer
+from paceline.gateway.asking import Asking
+from paceline.gateway.handover import HandOver
+from paceline.gateway.intake import Body
 from paceline.gateway.link import EngineLink, Timeouts
 from paceline.gateway.ports import Host, Turn
 from paceline.gateway.relay import Relay
-from paceline.gateway.reply import answer_head, last_events, refusal
-from paceline.gateway.resume import Produced
-from paceline.gateway.seam import Seam
-from paceline.gateway.sieve import Sieve
-from paceline.gateway.tally import Tally
+from paceline.gateway.reply import BLAMELESS, RETRYABLE, answer_head, cut, last_events, refusal
 from paceline.wire.http1 import ResponseHead
 from paceline.wire.server import HttpRequest, ServerConnection
 
 log = structlog.get_logger("paceline")
 
-RETRYABLE = frozenset((401, 403, 408, 429, *range(500, 600)))
-"""Engine statuses that another engine may not give: overload, breakage, or our own wrong key."""
-BLAMELESS = frozenset((408, 429))
 BROKE = "the stream broke"
 
 
@@ -52,24 +56,25 @@ class Exchange:
     """
 
     __slots__ = (
+        "_asking",
         "_client",
         "_extra_headers",
         "_flows",
+        "_handover",
         "_host",
         "_http",
         "_link",
-        "_predicted",
-        "_produced",
         "_relay",
-        "_tally",
-        "_urgency",
+        "answer",
         "arrived_at",
         "asked",
-        "body",
         "command",
         "done_at",
         "error",
         "first_at",
+        "predicted",
+        "prefill_s",
+        "prefilled_at",
         "request",
         "sent_at",
         "status",
@@ -86,7 +91,6 @@ class Exchange:
         now: float,
         extra_headers: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """`urgency`: of a tier, as engines with priorities are to be told."""
         self._host = host
         self._client = client
         self._http = http
@@ -96,11 +100,11 @@ class Exchange:
         """The attempt under way; none while the request waits for a worker."""
         self._flows = False
         """Its answer passes to the client."""
-        self._tally = Tally()
-        self._produced = Produced() if request.resumable else None
-        self._predicted: Prediction | None = None
-        self._urgency = urgency
-        self.body = body
+        self._handover: HandOver | None = None
+        """From the worker that prefills the prompt to the one that answers, if there are two."""
+        self.answer = Answer(http.path, request.resumable)
+        self.predicted: Prediction | None = None
+        self._asking = Asking(http, body, request.id, urgency)
         self.asked = request
         """What the client asked for."""
         self.request = request
@@ -112,19 +116,32 @@ class Exchange:
         self.done_at = 0.0
         """When it was over; 0: it is not."""
         self.command: Dispatch | None = None
+        self.prefilled_at = ""
+        """The worker that had prefilled the prompt, if not the one that answered."""
+        self.prefill_s = 0.0
         self.status = 0
         self.error = ""
 
     # What the host runs.
 
+    def prefill(self, command: Prefill, now: float) -> None:
+        """Have a worker prefill the prompt for the one that will answer."""
+        self._drop_handover()
+        link = self._host.link(command.worker_id)
+        self.predicted, self.sent_at = command.predicted, now
+        self._handover = handover = HandOver(self, self._host, link, self._http.path, now)
+        handover.start(self._asking.prompt(link, self.request.tier, handover), now)
+
     def dispatch(self, command: Dispatch, now: float) -> None:
         """Send the request to a worker, or what is left of it."""
         self.command = command
         self._link = self._host.link(command.worker_id)
-        if not self.begun:
-            self._predicted = command.predicted
-            self.sent_at = now
-        self._send(now, fresh=False)
+        if not command.prefilled_at:
+            self._drop_handover()
+            if not self.begun:
+                self.predicted, self.sent_at = command.predicted, now
+        # What is to be fetched once is sent once: never again over a new connection.
+        self._send(now, fresh=bool(command.prefilled_at))
 
     @property
     def begun(self) -> bool:
@@ -132,68 +149,69 @@ class Exchange:
         return self.status > 0
 
     def _send(self, now: float, fresh: bool) -> None:
-        link, http, produced = self._link, self._http, self._produced
+        link, http, answer, command = self._link, self._http, self.answer, self.command
         assert link is not None
+        assert command is not None
         data: bytes | None = http.body
-        seam = None
-        if self.begun:
-            data = self._rest(link)
+        seam = handed = None
+        until = inf
+        if command.prefilled_at or (link.transfer is not None and link.transfer.together):
+            handover = self._handover
+            handed = handover.fetch(command.prefilled_at, now) if handover is not None else None
+            if handover is None or handed is None:
+                self._failed("what was to be prefilled for it is not there", blame=False)
+                return
+            until = handover.until
+        elif self.begun:
+            data = answer.rest(http.body, link.dialect)
             if data is None:
                 self._failed(f"{link.worker.kind} cannot go on with this answer", blame=False)
                 return
             if not data:
                 self._end_here("length")
                 return
-            assert produced is not None
-            produced.moves_on()
-            seam = Seam(produced.identity, self._tally.tokens, produced.again(http.path))
+            seam = answer.seam()
         assert data is not None
-        keep_ids = produced is not None
-        urgency = self._urgency(self.request.tier)
-        ask = payload(data, self.body, http.path, link.worker, link.dialect, urgency, keep_ids)
-        plain = http.version == "1.0"
-        sieve = Sieve(self._flavor, ask.strip_usage, plain, ask.cut_ids, produced, seam)
+        message, sieve = self._asking.whole(data, link, self.request.tier, answer, seam, handed)
         connection = link.connection(fresh)
         gaps = self._host.gaps(self)
         relay = Relay(self, self._client, connection, link.watch, gaps, sieve, now)
         self._relay = relay
-        target = f"{http.path}?{http.query}" if http.query else http.path
-        head = link.head(http.method, target, http.headers, self.request.id, len(ask.data))
-        connection.start(relay, head + ask.data)
+        connection.start(relay, message, until)
 
-    def _rest(self, link: EngineLink) -> bytes | None:
-        """What is left to be asked of this worker; None: it cannot go on."""
-        if self._produced is None:
-            return None
-        path, body = self._http.path, self._http.body
-        return self._produced.rest(path, body, link.dialect, self._tally.tokens)
+    def _drop_handover(self) -> None:
+        """Nobody will fetch what was prefilled, if anything was."""
+        handover, self._handover = self._handover, None
+        if handover is not None:
+            handover.drop()
+
+    @property
+    def prefills_at(self) -> str:
+        """The worker that is at its prompt, for another one to answer."""
+        handover = self._handover
+        return handover.worker_id if handover is not None and handover.under_way else ""
 
     def stop(self, command: Pause | Move, now: float) -> None:
         """Take the request off its worker. Where that would harm its answer, nothing happens."""
-        relay, link = self._relay, self._link
-        if relay is None or link is None or self.done_at:
+        relay, link, answer, worker_id = self._relay, self._link, self.answer, self.prefills_at
+        if self.done_at:
             return
-        if self._flows and (self._is_whole or not self._goes_on or self._rest(link) is None):
+        if relay is not None and link is not None:
+            if self._flows and not answer.can_move(self._http.body, link.dialect):
+                return
+            worker_id = link.worker.id
+            relay.resume(now)
+            self._leave()
+        elif not worker_id:
             return
-        relay.resume(now)
-        self._leave()
+        self._drop_handover()
         self._off("paused" if isinstance(command, Pause) else "moved", command.because)
-        self._host.tell(StreamStopped(self.request.id, link.worker.id, self._tally.tokens))
+        self._host.tell(StreamStopped(self.request.id, worker_id, answer.tokens))
 
     def _off(self, turn: Turn, because: str) -> None:
         """The request is off its worker, and not over."""
-        self._tally.came_off(turn)
+        self.answer.tally.came_off(turn)
         self._host.note(self, turn, because)
-
-    @property
-    def _goes_on(self) -> bool:
-        """Can the answer go on from where it stands?"""
-        return self._produced is not None and self._produced.can_go_on
-
-    @property
-    def _is_whole(self) -> bool:
-        """Does the client have all of the answer but the formalities?"""
-        return self._produced is not None and self._produced.finished
 
     def degrade(self, command: Degrade) -> None:
         """Let the request be what it becomes when its promise cannot be kept."""
@@ -228,12 +246,24 @@ class Exchange:
         begun = self.begun
         self._over(self.status or error.status)
         if begun:
-            self._cut(error)
+            cut(self._client, self._http, error, within_tokens=self.first_at > 0)
         else:
-            self._answer(error)
+            headers = self._own_headers(error)
+            self._client.answer(error.status, error.to_openai(), headers=headers)
 
-    def _answer(self, error: PacelineError) -> None:
-        self._client.answer(error.status, error.to_openai(), headers=self._own_headers(error))
+    # What the worker tells that prefills for another one.
+
+    def on_unprefilled(self, because: str, timed_out: bool, blame: bool) -> bool:
+        """Nobody can fetch the prompt. Where both work together that is the end of this attempt,
+        unless the other one has had all that it needs: then False."""
+        handover = self._handover
+        if self._flows or handover is None:
+            return False
+        self._handover = None
+        self._leave()
+        worker_id = handover.worker_id
+        self._host.tell(DispatchFailed(self.request.id, worker_id, because, timed_out, blame))
+        return True
 
     # What the relay tells.
 
@@ -242,7 +272,9 @@ class Exchange:
         retry = head.status in RETRYABLE
         if not retry and not self.begun:
             return True
-        self._failed(refusal(head, started), blame=retry and head.status not in BLAMELESS)
+        # A prompt that could not be fetched says nothing of the worker that wanted to.
+        blame = retry and head.status not in BLAMELESS and self._handover is None
+        self._failed(refusal(head.status, started), blame=blame)
         return False
 
     def on_answer(self, now: float, token: bool) -> bytes:
@@ -252,15 +284,18 @@ class Exchange:
         assert relay.head is not None
         self._flows = True
         if self.begun:
-            self._tally.goes_on(now)
+            self.answer.tally.goes_on(now)
             return b""
         if token:
             self.first_at = now
         head = relay.head
         self.status = head.status
-        if self._produced is None:
-            self._http.body, self.body = b"", None  # a long prompt need not outlive its sending
+        if self.answer.produced is None:
+            self._asking.forget()
         spent_s = {"queue": self.sent_at - self.arrived_at}
+        if self._handover is not None:
+            self.prefilled_at, self.prefill_s = self._handover.worker_id, self._handover.took_s
+            spent_s["prefill"] = self.prefill_s
         spent_s["ttft" if token else "engine"] = now - self.sent_at
         return answer_head(self._http, head, self._own_headers(), spent_s)
 
@@ -278,24 +313,20 @@ class Exchange:
         if relay.failed:
             self.error = "the engine reported an error within the stream"
             self._host.tell(
-                StreamBroke(self.request.id, link.worker.id, self.error, self._tally.tokens)
+                StreamBroke(self.request.id, link.worker.id, self.error, self.answer.tokens)
             )
         else:
-            self._host.tell(self._tally.ended(self.request.id))
+            self._host.tell(self.answer.ended(self.request.id))
         self._over(self.status)
         self._client.finish()
 
     def _end_here(self, finish_reason: str = "") -> None:
         """The client has the whole answer: add what its worker left unsaid."""
-        produced, tally = self._produced, self._tally
-        assert produced is not None
-        prompt = tally.prompt_tokens
-        if prompt is None:
-            prompt = produced.prompt_tokens or self.request.prompt_tokens
-        wanted = prompt if self.body is not None and wants_usage(self.body) else None
-        events = produced.last_words(finish_reason, wanted, tally.tokens)
+        events = self.answer.last_words(
+            finish_reason, self._asking.body, self.request.prompt_tokens
+        )
         self._client.send(last_events(self._http, events))
-        self._host.tell(tally.ended(self.request.id))
+        self._host.tell(self.answer.ended(self.request.id))
         self._over(self.status)
         self._client.finish()
 
@@ -313,7 +344,7 @@ class Exchange:
             relay.abandon()
         if self._flows:
             self._flows = False
-            self._tally.wrote(relay, self._produced)
+            self.answer.wrote(relay)
 
     def on_trouble(self, because: str) -> None:
         """The engine died, or does not speak as it should."""
@@ -349,6 +380,8 @@ class Exchange:
 
     def expire(self, timeouts: Timeouts, now: float) -> None:
         """Has the engine been silent for too long?"""
+        if self._handover is not None:
+            self._handover.look(timeouts, now)
         relay = self._relay
         if relay is None or self.done_at or relay.paused:
             return
@@ -361,35 +394,31 @@ class Exchange:
 
     def _failed(self, because: str, timed_out: bool = False, blame: bool = True) -> None:
         """Nothing of this attempt has reached the client: the kernel may try another worker."""
+        relay, handover, self._handover = self._relay, self._handover, None
+        if relay is not None and relay.connection.connecting and handover is not None:
+            handover.fetched = False  # the worker does not know of it
         self._leave()
         assert self._link is not None
         worker_id = self._link.worker.id
         self._host.tell(DispatchFailed(self.request.id, worker_id, because, timed_out, blame))
+        if handover is not None:  # now that this worker is known not to be of help
+            handover.drop()
 
     def _broke(self, because: str) -> None:
         """The client has a part of the answer: it goes on elsewhere, or nobody shall take it for
         the whole."""
         assert self._link is not None
         self._leave()
-        if self._is_whole:
+        if self.answer.is_whole:
             self._end_here()
             return
-        goes_on, tokens = self._goes_on, self._tally.tokens
+        goes_on, tokens = self.answer.goes_on, self.answer.tokens
         worker_id = self._link.worker.id
         if goes_on:
             self._off("moved", BROKE)
         self._host.tell(StreamBroke(self.request.id, worker_id, because, tokens, goes_on))
         if not goes_on:
             self.refuse(UpstreamFailed(because))
-
-    def _cut(self, error: PacelineError) -> None:
-        """End an answer within: by an event that says so, else by a broken connection."""
-        if not self.first_at:
-            self._client.abort()
-            return
-        event = self._flavor.error_event(error.to_openai())
-        self._client.send(last_events(self._http, event))
-        self._client.finish()
 
     def on_bug(self) -> None:
         """Handling this request raised what it should not have: end it, and no other."""
@@ -403,12 +432,9 @@ class Exchange:
         self.status = status
         self.done_at = monotonic()
         self._client.context = None
-        self._http.body, self.body = b"", None
+        self._drop_handover()
+        self._asking.forget()
         self._host.closed(self)
-
-    @property
-    def _flavor(self) -> Flavor:
-        return FLAVORS.get(self._http.path, OTHER)
 
     def _own_headers(self, error: PacelineError | None = None) -> list[tuple[str, str]]:
         headers = [("x-request-id", self.request.id), ("x-paceline-tier", self.request.tier)]
@@ -418,32 +444,6 @@ class Exchange:
         if error is not None:
             headers += error.headers()
         return headers
-
-    # What became of it.
-
-    def outcome(self) -> Outcome:
-        """The request, now that it is over."""
-        command, tally = self.command, self._tally
-        return Outcome(
-            request=self.asked,
-            worker=self.worker_id,
-            status=self.status,
-            error=self.error,
-            attempts=command.attempt if command is not None else 0,
-            because=command.because if command is not None else "",
-            predicted=self._predicted,
-            queued_s=(self.sent_at or self.done_at) - self.arrived_at,
-            ttft_s=(self.first_at or self.done_at) - self.arrived_at,
-            itl_s=tally.itl_s,
-            stall_s=tally.stall_s,
-            seconds=self.done_at - self.arrived_at,
-            prompt_tokens=tally.prompt_tokens,
-            cached_tokens=tally.cached_tokens,
-            output_tokens=tally.tokens,
-            degraded_to=self.request if self.request is not self.asked else None,
-            moved=tally.moved,
-            paused=tally.paused,
-        )
 
     @property
     def worker_id(self) -> str:

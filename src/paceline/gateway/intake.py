@@ -44,6 +44,11 @@ class Body(msgspec.Struct):
     prompt: Raw = Raw(b"")
     input: Raw = Raw(b"")
     cache_salt: Any = None
+    n: Any = None
+    best_of: Any = None
+    echo: Any = None
+    prompt_logprobs: Any = None
+    use_beam_search: Any = None
 
 
 _decode = msgspec.json.Decoder(Body).decode

@@ -12,7 +12,7 @@ import msgspec
 
 from paceline.domain.facts import Step
 from paceline.domain.worker import Worker
-from paceline.gateway.ports import Dialect
+from paceline.gateway.ports import Dialect, Transfer
 from paceline.gateway.steps import StepWatch
 from paceline.gateway.upstream import EngineConnection
 
@@ -49,9 +49,12 @@ class EngineLink:
         api_key: str,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         on_step: Callable[[Step], None],
+        transfer: Transfer | None = None,
     ) -> None:
         self.worker = worker
         self.dialect = dialect
+        self.transfer = transfer
+        """How it hands prompts over, if it does."""
         self.watch = StepWatch(on_step)
         parts = urlsplit(worker.url)
         self._hostname = parts.hostname or ""

@@ -64,6 +64,37 @@ class Prompts(Protocol):
         ...
 
 
+class Transfer(Protocol):
+    """How a worker hands the KV cache of a prompt that it has prefilled over to another one."""
+
+    @property
+    def together(self) -> bool:
+        """Both are asked at the same time, and meet; else the second once the first is done."""
+        ...
+
+    @property
+    def none(self) -> Mapping[str, Any]:
+        """Fields of a body that say that nothing is handed over, whatever its client wrote."""
+        ...
+
+    def prefill(self, body: dict[str, Any], number: int) -> dict[str, Any]:
+        """The body with which this worker prefills the prompt of `body` and holds it.
+
+        `number`: a random one below 2**63 that names this hand-over.
+        """
+        ...
+
+    def decode(self, path: str, number: int, answer: bytes) -> dict[str, Any] | None:
+        """Fields of the body with which another goes on. `answer`: what this one said to it, empty
+        where both work together. None: it holds nothing; empty: there is nothing to go on with."""
+        ...
+
+    def release(self, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The body of a text completion that another worker refuses, and by that has this one free
+        what it holds. None: there is no such thing."""
+        ...
+
+
 class Host(Protocol):
     """The live host, as the gateway sees it."""
 
@@ -88,6 +119,14 @@ class Host(Protocol):
         ...
 
     def link(self, worker_id: str) -> EngineLink: ...
+
+    def number(self) -> int:
+        """A random one below 2**63."""
+        ...
+
+    def give_up(self, holder: EngineLink, fields: Mapping[str, Any]) -> None:
+        """Nobody will fetch what this worker holds: have it free that, if there is a way."""
+        ...
 
     def gaps(self, exchange: Exchange) -> list[int]:
         """The ITL histogram that this request's gaps count in."""

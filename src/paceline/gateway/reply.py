@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from paceline.domain.errors import PacelineError
+from paceline.gateway.flavors import FLAVORS, OTHER
 from paceline.wire.http1 import HOP_BY_HOP, LAST_CHUNK, ResponseHead, chunk, response_head
-from paceline.wire.server import HttpRequest
+from paceline.wire.server import HttpRequest, ServerConnection
+
+RETRYABLE = frozenset((401, 403, 408, 429, *range(500, 600)))
+"""Engine statuses that another engine may not give: overload, breakage, or our own wrong key."""
+BLAMELESS = frozenset((408, 429))
 
 
 def answer_head(
@@ -39,9 +45,21 @@ def last_events(http: HttpRequest, events: bytes) -> bytes:
     return (chunk(events) if events else b"") + LAST_CHUNK
 
 
-def refusal(head: ResponseHead, started: bytes) -> str:
+def cut(
+    client: ServerConnection, http: HttpRequest, error: PacelineError, within_tokens: bool
+) -> None:
+    """End an answer within: by an event that says so, else by a broken connection."""
+    if not within_tokens:
+        client.abort()
+        return
+    event = FLAVORS.get(http.path, OTHER).error_event(error.to_openai())
+    client.send(last_events(http, event))
+    client.finish()
+
+
+def refusal(status: int, started: bytes) -> str:
     """Why an engine refused, in its own words as far as they have come."""
-    if head.status in (401, 403):  # such a body may quote the engine's key
-        return f"HTTP {head.status}"
+    if status in (401, 403):  # such a body may quote the engine's key
+        return f"HTTP {status}"
     words = started[:300].decode("utf-8", "replace").strip()
-    return f"HTTP {head.status}: {words}" if words else f"HTTP {head.status}"
+    return f"HTTP {status}: {words}" if words else f"HTTP {status}"

@@ -33,6 +33,7 @@ from paceline.domain.request import Request
 from paceline.domain.way_down import with_way_down
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
+from paceline.gateway.handover import shareable
 from paceline.gateway.intake import (
     Body,
     exact_blocks,
@@ -156,6 +157,7 @@ class Gateway:
             blocks=prefix_blocks(text),
             token_blocks=blocks,
             streaming=streaming,
+            shareable=body is not None and shareable(http.path, http.method, body),
             seed=int.from_bytes(self._random(4), "big"),
         )
         request = with_way_down(request, self.directory.tiers, self.names.get)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from math import inf
+from time import monotonic
 from typing import Protocol, cast
 
 
@@ -26,6 +28,7 @@ class EngineConnection(asyncio.Protocol):
         "_on_idle_close",
         "_out",
         "_transport",
+        "_until",
         "carried",
         "connecting",
         "reader",
@@ -36,6 +39,7 @@ class EngineConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._closed = False
         self._out = b""
+        self._until = inf
         self.reader: Reader | None = None
         self.carried = 0
         """Requests so far. After the first, an early close may be the keep-alive's end."""
@@ -52,9 +56,10 @@ class EngineConnection(asyncio.Protocol):
         finally:
             self.connecting = None
 
-    def start(self, reader: Reader, request: bytes) -> None:
-        """Send a request; its answer goes to `reader`."""
+    def start(self, reader: Reader, request: bytes, until: float = inf) -> None:
+        """Send a request; its answer goes to `reader`. After `until` it is not sent any more."""
         self.carried += 1
+        self._until = until
         self.reader = reader
         if self._transport is None:
             self._out = request
@@ -85,6 +90,9 @@ class EngineConnection(asyncio.Protocol):
         self._transport = wire = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         if self._closed:
             wire.abort()
+        elif monotonic() > self._until:
+            wire.abort()
+            self._lost("it was reached too late", clean=False)
         else:
             wire.write(self._out)
             self._out = b""

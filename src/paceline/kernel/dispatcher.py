@@ -11,9 +11,21 @@ from math import inf
 
 import msgspec
 
-from paceline.domain.commands import Command, Degrade, Dispatch, Fail, Hold, Pause, Prediction, Shed
+from paceline.domain.commands import (
+    Command,
+    Degrade,
+    Dispatch,
+    Fail,
+    Hold,
+    Pause,
+    Prediction,
+    Prefill,
+    Shed,
+)
 from paceline.domain.request import Event, Request
+from paceline.kernel.handover import HandOver
 from paceline.kernel.ledger import Entry
+from paceline.kernel.legs import Legs
 from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
 from paceline.kernel.retries import RetryBudget
@@ -54,7 +66,7 @@ class Dispatcher:
         self, bounds: Bounds, policy: Policy, pools: dict[str, Pool], requests: dict[str, Live]
     ) -> None:
         self._bounds = bounds
-        self._policy = policy
+        self._legs = Legs(policy)
         self._pools = pools
         self._requests = requests
         self._rooms: dict[str, Room] = {}
@@ -76,7 +88,7 @@ class Dispatcher:
         if room is None or not len(room):
             choice = self._choose(live, now)
             if choice is not None and not choice.wait:
-                return [self._send(live, choice, now)]
+                return self._send(live, choice, now)
             return self._wait(live, now)
         commands = self._wait(live, now)
         if live.waits and room.waiting.leads(live, now):
@@ -92,6 +104,15 @@ class Dispatcher:
         commands = self.serve(live.request.model, now)
         return commands if not live.waits else [*commands, *self._hold(live, "no room yet", now)]
 
+    def handed(self, live: Live, now: float) -> list[Command]:
+        """A prompt is prefilled: it goes to the worker that is to answer before all others."""
+        room = self._room(live)
+        room.enter(now)
+        room.handed.append(live)
+        live.waits = True
+        commands = self.serve(live.request.model, now)
+        return commands if not live.waits else [*commands, *self._hold(live, "no room yet", now)]
+
     def paused(self, live: Live, now: float) -> list[Command]:
         """A request was taken off its worker to make room: it waits for its turn as others do."""
         return self._wait(live, now)
@@ -100,7 +121,9 @@ class Dispatcher:
         """A request waits no more."""
         if live.waits:
             room = self._room(live)
-            if live.returns:
+            if live.handover is not None:
+                room.handed.remove(live)
+            elif live.returns:
                 room.returning.remove(live)
             else:
                 room.waiting.discard(live.request.id)
@@ -112,6 +135,7 @@ class Dispatcher:
         self.look_at = inf
         for model, room in list(self._rooms.items()):
             if len(room):
+                self._void(room, now)
                 commands += self._too_late(model, room, now)
                 commands += self.serve(model, now)
                 commands += self._make_room(room, now)
@@ -127,12 +151,37 @@ class Dispatcher:
         if room is None or not len(room):
             return []
         commands: list[Command] = []
+        kept = self._send_handed(room, commands, now) if room.handed else ()
         while room.returning and (sent := self._send_again(room.returning[0], now)) is not None:
             room.returning.popleft()
-            commands.append(sent)
-        while (sent := self._send_next(room, now)) is not None:
-            commands.append(sent)
+            commands += sent
+        while (sent := self._send_next(room, kept, now)) is not None:
+            commands += sent
         return commands
+
+    def _send_handed(self, room: Room, commands: list[Command], now: float) -> Sequence[int]:
+        """Those that are prefilled, in order; gives the place that the next of them waits for."""
+        while room.handed:
+            live = room.handed[0]
+            if live.handover is None or not live.handover.holds(now):
+                self._void(room, now)
+                continue
+            choice = self._choose(live, now, overdue=True)
+            if choice is None or choice.wait:
+                return [choice.place] if choice is not None else ()
+            room.handed.popleft()
+            commands += self._send(live, choice, now)
+        return ()
+
+    def _void(self, room: Room, now: float) -> None:
+        """What was prefilled and can't be fetched any more must be prefilled again."""
+        for live in list(room.handed):
+            if live.handover is not None and not live.handover.holds(now):
+                room.handed.remove(live)
+                live.handover.over()
+                live.handover = None
+                live.returns = True
+                room.returning.append(live)
 
     def _make_room(self, room: Room, now: float) -> list[Command]:
         """Pause streams that may be paused for one of more weight that can wait no longer."""
@@ -140,7 +189,7 @@ class Dispatcher:
             if now + 2.0 * live.needs_s < live.deadline or live.request.preemptible:
                 continue
             choice = self._choose(live, now)
-            if choice is not None and choice.wait:
+            if choice is not None and choice.wait and choice.source is None:
                 worker = self._pools[live.request.model].at(choice.place)
                 return self._pauses(worker, live.request)
         return []
@@ -157,7 +206,7 @@ class Dispatcher:
         paused = may[-max(1, round(PAUSED_SHARE * len(may))) :] if may else []
         return [live.leave(Pause, because) for live in paused]
 
-    def _send_again(self, live: Live, now: float) -> Dispatch | None:
+    def _send_again(self, live: Live, now: float) -> list[Command] | None:
         if not self._retries.spend(now):
             return None
         choice = self._choose(live, now, overdue=True)
@@ -166,9 +215,9 @@ class Dispatcher:
             return None
         return self._send(live, choice, now)
 
-    def _send_next(self, room: Room, now: float) -> Dispatch | None:
+    def _send_next(self, room: Room, keep: Sequence[int], now: float) -> list[Command] | None:
         """The first that may go. Whoever must wait keeps the place that suits it best."""
-        kept: list[int] = []
+        kept = list(keep)
         overdue = room.waiting.overdue
         for live in room.waiting.heads(now):
             choice = self._choose(live, now, kept, live is overdue)
@@ -177,7 +226,7 @@ class Dispatcher:
             if not choice.wait:
                 return self._send(live, choice, now)
             if live is not overdue and now + live.needs_s < live.deadline:
-                kept.append(choice.place)
+                kept.append(choice.place if choice.source is None else choice.source)
         return None
 
     def _choose(
@@ -186,76 +235,123 @@ class Dispatcher:
         now: float,
         kept: Sequence[int] = (),
         overdue: bool = False,
+        apart: bool = True,
     ) -> Choice | None:
-        """Where it would go; None where no worker may be chosen."""
+        """Where it would go; None where no worker may be chosen. `apart`: its prompt may be
+        prefilled by another worker."""
         pool = self._pools.get(live.request.model)
         if pool is None:
             return None
         places: Sequence[int] = pool.usable(now, live.tried)
         if kept:
             places = [i for i in places if i not in kept]
+        handover = live.handover
+        if handover is not None:
+            places = self._legs.takers(pool, handover, places, now)
         if not places:
             return None
         ask = pool.ask(live.request, now - live.arrived_at, now, live.produced, overdue)
         if live.ask is None:
             pool.demand.came(live.request, ask, now)
         live.ask = ask
-        choice = self._policy(pool, ask, places)
+        sources: Sequence[int] = pool.sources(now, live.tried) if apart else ()
+        if sources and kept:
+            sources = [i for i in sources if i not in kept]
+        choice = self._legs.choose(pool, live, ask, places, sources)
         if choice.predicted is not None:
             live.needs_s = choice.predicted.ttft_s
         return choice
 
     def elsewhere(self, live: Live, worker: WorkerState, now: float) -> Prediction | None:
         """What a request might expect on another worker, were it sent there now."""
-        choice = self._choose(live, now, [worker.place], overdue=True)
+        choice = self._choose(live, now, [worker.place], overdue=True, apart=False)
         return choice.predicted if choice is not None and not choice.wait else None
 
-    def _send(self, live: Live, choice: Choice, now: float) -> Dispatch:
-        request, ask = live.request, live.ask
+    def _send(self, live: Live, choice: Choice, now: float) -> list[Command]:
+        """To the worker that answers; or first, or at once, to one that prefills for it."""
+        if choice.source is None:
+            return [self._dispatch(live, choice, now)]
+        prefill = self._prefill(live, choice, now)
+        assert live.handover is not None
+        return [prefill, self._dispatch(live, choice, now)] if live.handover.paired else [prefill]
+
+    def _prefill(self, live: Live, choice: Choice, now: float) -> Prefill:
+        pool = self._pools[live.request.model]
+        worker, entry = self._entry(live, choice, pool.at(choice.source or 0), now)
+        entry.passes_on, entry.left = True, 0.0
+        raw_s = choice.predicted.ttft_s / choice.predicted.ttft_factor if choice.predicted else 0.0
+        link = pool.link(worker, pool.at(choice.place))
+        live.handover = HandOver(live.request.id, worker, link, entry.prompt, now, raw_s)
+        live.move(Event.PREFILL)
+        self._sent(live, choice, worker, entry, now)
+        pool.dispatched(entry.uncached)
+        because, predicted = choice.because, choice.predicted
+        return Prefill(live.request.id, worker.worker.id, because, predicted, live.attempt)
+
+    def _dispatch(self, live: Live, choice: Choice, now: float) -> Dispatch:
+        pool, handover = self._pools[live.request.model], live.handover
+        worker, entry = self._entry(live, choice, pool.at(choice.place), now)
+        if handover is not None:
+            handover.fetch(entry, pool.link(handover.worker, worker), choice.predicted)
+        live.predicted = choice.predicted
+        live.move(Event.DISPATCHED)
+        self._sent(live, choice, worker, entry, now)
+        if handover is None:
+            pool.dispatched(entry.uncached)
+        return Dispatch(
+            live.request.id,
+            worker.worker.id,
+            choice.because,
+            choice.predicted,
+            live.attempt,
+            live.produced,
+            handover.worker.worker.id if handover is not None else "",
+        )
+
+    def _entry(
+        self, live: Live, choice: Choice, worker: WorkerState, now: float
+    ) -> tuple[WorkerState, Entry]:
+        """What will stand in the worker's books."""
+        ask = live.ask
         assert ask is not None
-        pool = self._pools[request.model]
-        worker = pool.workers[pool.ids[choice.place]]
         if not live.attempt:
             self._retries.first_attempt()
-        live.attempt += 1
-        live.worker, live.predicted = worker, choice.predicted
-        if choice.predicted is not None:
-            self.usual_s += USUAL_RATE * (choice.predicted.ttft_s - self.usual_s)
-        live.move(Event.DISPATCHED)
-        entry = Entry(
-            request,
+        live.attempt += live.handover is None  # two workers that share it are one attempt
+        live.worker = worker
+        return worker, Entry(
+            live.request,
             ask.prompt_tokens,
-            ask.cached.get(choice.place, 0.0),
+            ask.cached.get(worker.place, 0.0),
             now,
             live.deadline,
             live.produced,
             ask.output_left,
-            own_share(pool.turn),
+            own_share(self._pools[live.request.model].turn),
         )
+
+    def _sent(
+        self, live: Live, choice: Choice, worker: WorkerState, entry: Entry, now: float
+    ) -> None:
+        """It goes to the worker, and waits no more."""
+        request, ask, pool = live.request, live.ask, self._pools[live.request.model]
+        assert ask is not None
+        if choice.predicted is not None:
+            self.usual_s += USUAL_RATE * (choice.predicted.ttft_s - self.usual_s)
         worker.sent(entry, choice.predicted, now)
         if worker.on_trial:
             pool.regroup()
-        pool.dispatched(entry.uncached)
-        pool.prefixes.insert(choice.place, request.blocks)
-        if request.token_blocks and pool.blocks.follows(choice.place):
-            pool.soon.sent(choice.place, request.token_blocks, now)
+        pool.prefixes.insert(worker.place, request.blocks)
+        if request.token_blocks and pool.blocks.follows(worker.place):
+            pool.soon.sent(worker.place, request.token_blocks, now)
         pool.touch(worker)
         room = self._rooms.get(request.model)
-        if room is not None and live.waits:
+        if room is not None and live.waits and not entry.fetches:
             room.pace.passed(now, busy=True)
             room.pace.sent(live.cost)
             if not live.returns:
                 room.waiting.taken(live)
                 room.waiting.served(live, entry.uncached + OUTPUT_COST * ask.output_tokens)
         live.waits = live.returns = False
-        return Dispatch(
-            request.id,
-            worker.worker.id,
-            choice.because,
-            choice.predicted,
-            live.attempt,
-            live.produced,
-        )
 
     # Who waits, and for how long.
 

@@ -20,6 +20,7 @@ from paceline.domain.facts import (
     FirstTokenSeen,
     PeerLoad,
     PeerReported,
+    Prefilled,
     RequestArrived,
     StepsSeen,
     StreamBroke,
@@ -31,8 +32,9 @@ from paceline.domain.facts import (
     WorkerReported,
 )
 from paceline.domain.kvevents import BlocksChanged, BlocksCleared, BlocksUnknown
-from paceline.domain.request import Event
+from paceline.domain.request import Event, State
 from paceline.kernel.dispatcher import Bounds, Dispatcher
+from paceline.kernel.ledger import Entry
 from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
 from paceline.kernel.watch import Watch
@@ -84,6 +86,7 @@ class Kernel:
             FirstTokenSeen: self._first_token,
             StepsSeen: self._steps,
             StreamEnded: self._ended,
+            Prefilled: self._prefilled,
             DispatchFailed: self._dispatch_failed,
             StreamBroke: self._broke,
             StreamStopped: self._stopped,
@@ -136,7 +139,9 @@ class Kernel:
             self.pools[worker.worker.model].regroup()
         worker.first_token(entry, fact.at)
         live.begun_at = min(live.begun_at, fact.at)
-        if live.predicted is not None:
+        if live.handover is not None:
+            self._fetched(live, entry, fact.at)
+        elif live.predicted is not None:
             worker.ttft.add(live.predicted.ttft_s, fact.at - entry.sent_at)
             raw_s = live.predicted.ttft_s / live.predicted.ttft_factor
             self.pools[worker.worker.model].ttft.add(raw_s, fact.at - entry.sent_at)
@@ -165,21 +170,71 @@ class Kernel:
         if fact.prompt_tokens and request.prompt_tokens is None and request.prompt_bytes:
             pool.tokens_per_byte.learn(request.model, request.prompt_bytes, fact.prompt_tokens)
         guessed = not (request.token_blocks and pool.blocks.follows(worker.place))
-        if fact.cached_tokens is not None and entry is not None and guessed:
+        if fact.cached_tokens is not None and entry and guessed and not entry.fetches:
             worker.believed(entry.cached, fact.cached_tokens)
         if worker.failures:
             worker.recovered()
             pool.regroup()
+        if live.handover is not None:
+            live.handover.worker.ledger.fetched(request.id)
         return self._gone(live, now)
+
+    def _prefilled(self, fact: Prefilled, now: float) -> list[Command]:
+        live = self.requests.get(fact.request_id)
+        handover = live.handover if live is not None else None
+        if live is None or handover is None or handover.worker.worker.id != fact.worker_id:
+            return []
+        worker = handover.worker
+        entry = worker.ledger.entries.get(fact.request_id)
+        if handover.ready or entry is None:
+            return []
+        handover.ready = True
+        if fact.cached_tokens is not None:
+            worker.believed(entry.cached, fact.cached_tokens)
+        if worker.failures:
+            self.pools[worker.worker.model].regroup()
+        handover.since = fact.since
+        worker.prefilled(entry, fact.at, handover.until)
+        self._touch(worker)
+        self._forget_if_drained(worker)
+        if handover.paired:  # the other worker is at it already
+            worker.ledger.fetched(fact.request_id)
+            return self._room_on(worker, now)
+        live.move(Event.PREFILLED)
+        live.worker = None
+        return self._dispatcher.handed(live, now) + self._room_on(worker, now)
+
+    def _fetched(self, live: Live, entry: Entry, at: float) -> None:
+        """The first token of an answer whose prompt another worker has prefilled."""
+        handover, pool = live.handover, self.pools[live.request.model]
+        assert handover is not None
+        pool.handover.add(handover.predicted_s, at - handover.sent_at)
+        handover.fetched(entry, at)
+        if handover.paired and not handover.ready:
+            return
+        handover.worker.ledger.fetched(live.request.id)
+        self._leave_source(live)
 
     def _dispatch_failed(self, fact: DispatchFailed, now: float) -> list[Command]:
         live = self._there(fact)
-        if live is None or not live.move(Event.DISPATCH_FAILED):
+        if live is None:
+            return []
+        handover = live.handover
+        by_source = handover is not None and handover.worker.worker.id == fact.worker_id
+        if by_source and live.state is State.DECODING:  # what it was to do is done
+            self._leave_source(live)
+            return []
+        if not live.move(Event.DISPATCH_FAILED):
             return []
         if fact.blame:
             self._blame(self.workers[fact.worker_id], now)
         self._leave_worker(live)
         live.failed(fact.worker_id, fact.because, fact.timed_out)
+        if by_source:
+            live.whole = True
+        elif handover is not None and not fact.blame:  # not the worker failed, but the hand-over
+            live.whole = True
+            live.tried.remove(fact.worker_id)
         last = live.failures >= self.settings.attempts
         if not fact.blame and (last or not self._untried(live, now)):
             if live.produced and not last:  # whoever reads it can wait a little
@@ -218,8 +273,14 @@ class Kernel:
     def _there(self, fact: DispatchFailed | StreamBroke | StreamStopped) -> Live | None:
         """The request that a fact tells of, if it still is on that worker."""
         live = self.requests.get(fact.request_id)
-        worker = live.worker if live is not None else None
-        return live if worker is not None and worker.worker.id == fact.worker_id else None
+        if live is None or live.worker is None:
+            return None
+        if live.worker.worker.id == fact.worker_id:
+            return live
+        handover = live.handover
+        if handover is None or not handover.paired or handover.ready:
+            return None
+        return live if handover.worker.worker.id == fact.worker_id else None
 
     def _returns(self, live: Live, produced: int, now: float) -> list[Command]:
         """A request is no longer on its worker, and is to go on elsewhere."""
@@ -253,6 +314,7 @@ class Kernel:
         return self._room_on(worker, now) if worker is not None else []
 
     def _leave_worker(self, live: Live) -> None:
+        self._leave_source(live)
         worker, live.worker, live.leaving = live.worker, None, None
         if worker is not None:
             if worker.on_trial == live.request.id:
@@ -260,6 +322,17 @@ class Kernel:
             worker.left(live.request.id)
             self._touch(worker)
             self._forget_if_drained(worker)
+
+    def _leave_source(self, live: Live) -> None:
+        """What another worker may have prefilled for it will not be fetched."""
+        handover, live.handover = live.handover, None
+        if handover is None:
+            return
+        handover.over()
+        if handover.paired and not handover.ready:
+            handover.worker.left(live.request.id)
+        self._touch(handover.worker)
+        self._forget_if_drained(handover.worker)
 
     def _room_on(self, worker: WorkerState, now: float) -> list[Command]:
         """Something has happened on a worker that may have made room there."""

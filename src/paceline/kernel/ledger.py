@@ -25,9 +25,11 @@ class Entry:
         "deadline",
         "decoding",
         "due_at",
+        "fetches",
         "grown",
         "had",
         "left",
+        "passes_on",
         "promised",
         "prompt",
         "request",
@@ -70,6 +72,10 @@ class Entry:
         """Tokens expected to come, when it was sent."""
         self.share = share
         """Quantile of the length of answers that stands for its own."""
+        self.passes_on = False
+        """Only its prompt is computed here, for another worker to fetch."""
+        self.fetches = False
+        """Its prompt is computed by another worker."""
 
 
 class Ledger:
@@ -79,11 +85,14 @@ class Ledger:
         "_base",
         "_blind",
         "_grown",
+        "_held",
         "ahead",
         "arriving",
         "blind",
         "due",
         "entries",
+        "held",
+        "passing",
         "promised",
         "streams",
     )
@@ -102,6 +111,12 @@ class Ledger:
         """How many requests are of each class: decisions take time for each."""
         self.due = 0.0
         """Context that all will have at their ends, as expected when they were sent."""
+        self.passing = 0
+        """Requests whose prompt is prefilled here for another worker."""
+        self.held = 0.0
+        """Context that waits to be fetched by other workers."""
+        self._held: dict[str, tuple[float, float]] = {}
+        """Of each request: tokens, and until when they are kept at the latest."""
         self._blind: deque[Entry] = deque()
         # Every decoding stream grows by the same tokens a step, so the context of all is
         # _base + streams * _grown, with _base = sum of (prompt - _grown at its first token).
@@ -125,6 +140,9 @@ class Ledger:
         self.arriving += entry.prompt
         self.due += entry.prompt + entry.left
         request = entry.request
+        if entry.passes_on:
+            self.passing += 1
+            return
         entry.promised = key = class_of(request)
         self.promised[key] = self.promised.get(key, 0) + 1
         if not entry.request.streaming:
@@ -141,6 +159,25 @@ class Ledger:
         self._base += entry.prompt - self._grown
         self.streams += 1
         self.blind += not entry.request.streaming
+
+    def hold(self, request_id: str, tokens: float, until: float) -> None:
+        """A prompt is prefilled, and kept for another worker to fetch."""
+        self.fetched(request_id)
+        self._held[request_id] = tokens, until
+        self.held += tokens
+
+    def fetched(self, request_id: str) -> None:
+        """It need not be kept any longer."""
+        tokens, _ = self._held.pop(request_id, (0.0, 0.0))
+        self.held = self.held - tokens if self._held else 0.0
+
+    def settle_held(self, now: float) -> None:
+        """What nobody has fetched in time has been given up."""
+        while self._held:
+            request_id = next(iter(self._held))
+            if self._held[request_id][1] > now:
+                break
+            self.fetched(request_id)
 
     def release(self, entry: Entry) -> None:
         """Nothing can break its promise any more: it is over, or broken already."""
@@ -170,6 +207,7 @@ class Ledger:
         if entry is None:
             return None
         self.release(entry)
+        self.passing -= entry.passes_on
         self.due -= entry.prompt + entry.left
         if entry.decoding:
             self.streams -= 1

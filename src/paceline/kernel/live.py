@@ -6,6 +6,7 @@ from math import inf
 
 from paceline.domain.commands import Command, Move, Pause, Prediction
 from paceline.domain.request import LIFECYCLE, Event, Request, State
+from paceline.kernel.handover import HandOver
 from paceline.kernel.worker import WorkerState
 from paceline.policy.standing import Ask
 
@@ -22,6 +23,7 @@ class Live:
         "cost",
         "deadline",
         "failures",
+        "handover",
         "leaving",
         "needs_s",
         "predicted",
@@ -33,6 +35,7 @@ class Live:
         "told_wait",
         "tried",
         "waits",
+        "whole",
         "worker",
     )
 
@@ -67,6 +70,10 @@ class Live:
         """It is at the dispatcher."""
         self.returns = False
         """It is there again, after a worker."""
+        self.handover: HandOver | None = None
+        """Its prompt, where one worker prefills it for another."""
+        self.whole = not request.shareable
+        """It is prefilled where it is answered: no other may, or one has failed to."""
         self.told_wait = False
         self.ask: Ask | None = None
         """How it was last put to the policy."""

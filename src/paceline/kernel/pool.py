@@ -16,8 +16,9 @@ from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
 from paceline.kernel.soon import Soon
 from paceline.kernel.worker import Accuracy, WorkerState
 from paceline.policy.lengths import OutputLengths, TokensPerByte, own_share
+from paceline.policy.links import TransferTime
 from paceline.policy.pressure import Outlook
-from paceline.policy.standing import Ask, Standing
+from paceline.policy.standing import Ask, Correction, Standing
 from paceline.policy.steptime import StepTimeEstimator, pool_prior
 
 USUAL_RATE = 0.02
@@ -47,6 +48,10 @@ class Pool:
         self.ttft = Accuracy(OUTCOME_RATE)
         self.itl = Accuracy(OUTCOME_RATE)
         """Of what step times alone would predict."""
+        self.handover = Accuracy(OUTCOME_RATE)
+        """The same of TTFTs where one worker prefills and another answers."""
+        self._links: dict[tuple[str, str], TransferTime] = {}
+        """Between nodes, or workers where those are not named."""
         self.lengths = OutputLengths()
         self.tokens_per_byte = TokensPerByte()
         self._block_bytes = BLOCK_BYTES
@@ -57,6 +62,7 @@ class Pool:
         self._free: list[int] = []
         self._standings: list[Standing | None] = []
         self._usable: list[int] = []
+        self._sources: list[int] = []
         self._usable_until = -inf
 
     def add(self, worker: Worker) -> WorkerState:
@@ -91,6 +97,43 @@ class Pool:
         else:
             standing.last_step_at = state.last_step_at
 
+    def link(self, source: WorkerState, worker: WorkerState) -> TransferTime:
+        """What is known of the way from one worker to another."""
+        ends = tuple(w.worker.node or w.worker.id for w in (source, worker))
+        found = self._links.get((ends[0], ends[1]))
+        if found is None:
+            found = self._links[ends[0], ends[1]] = TransferTime()
+        return found
+
+    def through_s(self, source: int, place: int, ready_s: float, tokens: float) -> float:
+        """Seconds until so many tokens that one place has prefilled in `ready_s` are at another;
+        infinite if that one cannot take over from it."""
+        giver, taker = self._by_place[source], self._by_place[place]
+        if not taker.worker.takes_from(giver.worker):
+            return inf
+        return self.link(giver, taker).through_s(ready_s, tokens)
+
+    def fetch_s(self, source: int, place: int, tokens: float) -> float:
+        """The same, if it is prefilled and goes now, before what is held."""
+        giver, taker = self._by_place[source], self._by_place[place]
+        if not taker.worker.takes_from(giver.worker):
+            return inf
+        link = self.link(giver, taker)
+        return link.expected_s(link.on_it + tokens)
+
+    @property
+    def handed(self) -> Correction:
+        """How TTFTs turn out, where one worker prefills and another answers."""
+        return self.handover.correction
+
+    def prefill_limit(self, source: int) -> float:
+        """Prompt tokens ahead of a worker below which it may prefill another for others."""
+        return self._by_place[source].prefill_limit
+
+    def lease_s(self, source: int) -> float:
+        """How long a worker is sure to keep what it has prefilled for others."""
+        return self._by_place[source].worker.lease_s
+
     def dispatched(self, uncached: float) -> None:
         """A request with so many tokens to prefill was sent to a worker."""
         pace = USUAL_RATE if self.turn else 1.0
@@ -98,13 +141,21 @@ class Pool:
         self.turn += 1
 
     def usable(self, now: float, avoid: Sequence[str] = ()) -> list[int]:
-        """Places that may get new work; those to `avoid` only if there are no others."""
+        """Places that may get new work, prefill for others left aside; those to `avoid` only if
+        there are no others."""
         if now >= self._usable_until:
-            self._usable = [w.place for w in self._by_place if w.usable(now)]
+            usable = [w for w in self._by_place if w.usable(now)]
+            self._usable = [w.place for w in usable if w.worker.answers]
+            self._sources = [w.place for w in usable if w.worker.prefills]
             returns = [w.ejected_until for w in self._by_place if w.ejected_until > now]
             self._usable_until = min(returns, default=inf)
         fresh = [i for i in self._usable if self.ids[i] not in avoid] if avoid else []
         return fresh or self._usable
+
+    def sources(self, now: float, avoid: Sequence[str] = ()) -> list[int]:
+        """Places that may prefill for others."""
+        self.usable(now)
+        return [i for i in self._sources if self.ids[i] not in avoid] if avoid else self._sources
 
     def usable_beside(self, worker: WorkerState, now: float) -> bool:
         """Is there a worker that may get new work, other than this one?"""
@@ -133,7 +184,8 @@ class Pool:
         if standing is None or now - standing.made_at > STALE_S:
             state = self._by_place[place]
             self._inherit(state)
-            standing = state.standing(now, self.ttft, self.itl, self.outlook(state, now))
+            outlook = self.outlook(state, now)
+            standing = state.standing(now, self.ttft, self.itl, outlook, self._usual_tokens)
             self._standings[place] = standing
         return standing
 
@@ -156,6 +208,9 @@ class Pool:
                         entry.share,
                     )
                 )
+            if ledger.held:
+                contexts.append(ledger.held)
+                left.append(0.0)
             outlook = Outlook(contexts, left, state.report.block_size if state.report else None)
             if others.requests:
                 mean = (

@@ -48,6 +48,8 @@ class Room:
 
     def __init__(self) -> None:
         self.waiting: Waiting[Live] = Waiting()
+        self.handed: deque[Live] = deque()
+        """Prefilled, and kept for the worker that is to answer: they go before all others."""
         self.returning: deque[Live] = deque()
         """Begun or tried before: they go first, at the pace of the retry budget."""
         self.pace = Pace()
@@ -55,7 +57,7 @@ class Room:
         """Since when no worker is usable."""
 
     def __len__(self) -> int:
-        return len(self.waiting) + len(self.returning)
+        return len(self.waiting) + len(self.returning) + len(self.handed)
 
     def enter(self, now: float) -> None:
         """Somebody comes to wait: the time when nobody did says nothing."""

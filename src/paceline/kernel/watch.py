@@ -87,7 +87,7 @@ class Watch:
         standing = pool.standing(worker.place, now)
         step_s = standing.gain * standing.usual_s + standing.overhead_s
         away_s = 2.0 * self._dispatcher.usual_s
-        return now - worker.last_step_at > max(LEAST_HANG_S, HANG_STEPS * step_s, away_s)
+        return now - worker.quiet_since > max(LEAST_HANG_S, HANG_STEPS * step_s, away_s)
 
     def _moved(self, worker: WorkerState, because: str) -> list[Command]:
         """All that can go on elsewhere."""

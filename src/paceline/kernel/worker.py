@@ -12,7 +12,8 @@ from paceline.kernel.ledger import Entry, Ledger
 from paceline.kernel.pipe import Pipe
 from paceline.kernel.rate import Rate
 from paceline.policy.pressure import Outlook, limit_tokens, trust_after
-from paceline.policy.standing import Correction, Curve, InFlight, Standing
+from paceline.policy.saturation import Saturation
+from paceline.policy.standing import PROBE, Correction, Curve, InFlight, Standing
 from paceline.policy.steptime import StepTimeEstimator
 from paceline.policy.windows import PrefillWindows
 
@@ -21,6 +22,8 @@ PREFILL_RATES_S = (2.0, 5.0)
 EJECT_S = 0.5
 """How long a worker is avoided after its first failure; twice as long after each further one."""
 MAX_EJECT_S = 30.0
+TOGETHER_S = 0.005
+"""Prompts for other workers that are done within this were done by one step."""
 TRUST_RATE = 0.1
 SCARCE = 0.6
 """Share of the KV cache from which on it is worth a forecast."""
@@ -93,6 +96,12 @@ class WorkerState:
         self.ejected_until = -inf
         self.failures = 0
         """In a row, with the worker to blame."""
+        self.troubles = 0
+        """Times that what was in its KV cache may have been lost."""
+        self._passed_on_at = -inf
+        """When a step ended that finished prompts for other workers."""
+        self.saturation = Saturation()
+        """Of a worker that prefills for others."""
         self.on_trial: str | None = None
         """The request that tries whether a worker that has failed is well again."""
         self.last_step_at = 0.0
@@ -129,7 +138,10 @@ class WorkerState:
         self.ledger.sent(entry)
         if self.outlook is not None:
             self.outlook.add(entry.prompt, entry.left)
-        if entry.request.streaming:
+        if entry.passes_on:
+            self.saturation.sent()
+            entry.grown = self.ledger.ahead
+        if (entry.request.streaming or entry.passes_on) and not entry.fetches:
             self.windows.dispatched(
                 entry.request.id, round(entry.uncached), round(entry.cached), now
             )
@@ -143,8 +155,43 @@ class WorkerState:
             self.ledger.release(entry)
         for rate in self._prefill_rates:
             rate.add(entry.uncached, at)
-        self.pipe.through(entry.uncached, entry.ahead, at - entry.sent_at)
+        if not entry.fetches:
+            self.pipe.through(entry.uncached, entry.ahead, at - entry.sent_at)
         self.last_step_at = max(self.last_step_at, at)
+
+    def prefilled(self, entry: Entry, at: float, until: float) -> None:
+        """A prompt for another worker is done: that is all that is seen of the steps it was in."""
+        self.recovered()
+        if at > self._passed_on_at + TOGETHER_S:
+            self._passed_on_at = at
+            if not self.ledger.streams:
+                self.stepped(Step(at, 0.0, 0, 0))
+        self.windows.first_token(entry.request.id, self._passed_on_at)
+        for rate in self._prefill_rates:
+            rate.add(entry.uncached, at)
+        self.last_step_at = max(self.last_step_at, at)
+        budget = float(self.windows.budget)
+        self.saturation.done(entry.grown, budget, entry.uncached, entry.sent_at, at)
+        self.left(entry.request.id)
+        self.ledger.hold(entry.request.id, entry.prompt, until)
+
+    @property
+    def quiet_since(self) -> float:
+        """Since when nothing was seen of it that should have been.
+
+        A prompt for another worker shows nothing before it is done, nor does one that is fetched.
+        """
+        ledger = self.ledger
+        if ledger.entries and not ledger.streams:
+            first = next(iter(ledger.entries.values()))
+            if first.passes_on or first.fetches:
+                return max(self.last_step_at, first.due_at)
+        return self.last_step_at
+
+    @property
+    def prefill_limit(self) -> float:
+        """While fewer prompt tokens than this are ahead, it may prefill another for others."""
+        return self.saturation.limit(float(self.windows.budget))
 
     def prefill_rate(self, now: float) -> float:
         """Prompt tokens a second, lately."""
@@ -174,6 +221,7 @@ class WorkerState:
     def reported(self, report: WorkerReport) -> None:
         """The engine told how it is."""
         before, self.report = self.report, report
+        self.troubles += not report.healthy
         if before is not None and report.preemptions_total is not None:
             more = int(report.preemptions_total - (before.preemptions_total or 0.0))
             self.preemptions += max(more, 0)
@@ -193,7 +241,7 @@ class WorkerState:
     def kv_is_scarce(self) -> bool:
         """May it run out, if no stream ended before all were at their longest?"""
         others = self.elsewhere.context + self.elsewhere.context_arriving
-        return self.ledger.due + 2.0 * others > SCARCE * self.kv_capacity
+        return self.ledger.due + self.ledger.held + 2.0 * others > SCARCE * self.kv_capacity
 
     def recovered(self) -> None:
         """It has answered."""
@@ -204,6 +252,7 @@ class WorkerState:
 
         All that fails while it is avoided is the same incident: a crash breaks many streams.
         """
+        self.troubles += 1
         if now < self.ejected_until:
             return
         self.ejected_until = now + min(EJECT_S * 2**self.failures, MAX_EJECT_S)
@@ -220,9 +269,9 @@ class WorkerState:
         return PeerLoad(
             self.worker.id,
             ledger.streams,
-            len(ledger.entries) - ledger.streams,
+            len(ledger.entries) - ledger.streams - ledger.passing,
             ledger.kv,
-            ledger.arriving,
+            ledger.arriving + ledger.held,
             ledger.ahead,
             self.prefill_rate(now),
         )
@@ -249,26 +298,32 @@ class WorkerState:
         )
 
     def standing(
-        self, now: float, ttft: Accuracy, itl: Accuracy, outlook: Outlook | None
+        self,
+        now: float,
+        ttft: Accuracy,
+        itl: Accuracy,
+        outlook: Outlook | None,
+        usual_tokens: float,
     ) -> Standing:
         """The worker as a router sees it, predictions corrected by how they turned out lately."""
         ledger = self.ledger
         ledger.settle_blind(now)
+        ledger.settle_held(now)
         model = self.timing.model()
         if model.theta is not self._theta:
             self._theta, self._curve = model.theta, Curve(model.theta)
         others = self.elsewhere
         in_flight = InFlight(
             streams=ledger.streams + others.streams,
-            arriving=len(ledger.entries) - ledger.streams + others.arriving,
+            arriving=len(ledger.entries) - ledger.streams - ledger.passing + others.arriving,
             kv=ledger.kv + others.context,
-            kv_arriving=ledger.arriving + others.context_arriving,
+            kv_arriving=ledger.arriving + ledger.held + others.context_arriving,
             ahead=ledger.ahead + others.ahead,
             prefill_rate=self.prefill_rate(now) + others.prefill_rate,
             budget=float(self.windows.budget),
             overhead_s=self.windows.overhead_s,
             kv_capacity=self.kv_capacity,
-            last_step_at=self.last_step_at,
+            last_step_at=self.quiet_since,
             through_rate=self.pipe.rate,
             delay_s=self.pipe.delay_s,
         )
@@ -282,4 +337,6 @@ class WorkerState:
             now,
             outlook,
             self.kv_limit,
+            # Whether a prompt goes elsewhere turns on what prompts like those that come cost here.
+            max(usual_tokens, PROBE) if self.worker.transfer else PROBE,
         )

@@ -75,6 +75,8 @@ def request_line(log: FilteringBoundLogger, outcome: Outcome) -> None:
         "to_tier": given.tier if given is not None else None,
         "to_model": given.model if given is not None else None,
         "worker": outcome.worker,
+        "prefilled_at": outcome.prefilled_at,
+        "prefill_s": outcome.prefill_s or None,
         "status": outcome.status,
         "error": outcome.error,
         "because": outcome.because,

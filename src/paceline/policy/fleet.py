@@ -48,6 +48,8 @@ class Choice(msgspec.Struct, frozen=True):
     predicted: Prediction | None = None
     wait: bool = False
     """Not yet: no worker is open to it, and this one would be the best of them."""
+    source: int | None = None
+    """Another place, that prefills its prompt."""
 
 
 Policy = Callable[[Fleet, Ask, Sequence[int]], Choice]

@@ -24,10 +24,11 @@ from __future__ import annotations
 from math import ceil, exp, inf, log
 
 import msgspec
+from msgspec.structs import replace
 
 from paceline.domain.commands import Prediction
 from paceline.policy.pressure import KV_FULL
-from paceline.policy.standing import Ask, Standing
+from paceline.policy.standing import Ask, Standing, Supply
 
 DELAY_WEIGHT = 0.05
 """Cost of causing once more the delay of the best worker, in broken promises."""
@@ -67,6 +68,8 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     backlog_s: float
     """Work before the worker, in seconds of prefill: prompts ahead, and half of the context of its
     streams, which has still to be read over and over."""
+    harm: float = 0.0
+    """What is not of the residents' ITL: `supplied` tells."""
 
 
 def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
@@ -92,7 +95,7 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     before_s = worker.itl.factor * slow * worker.before_s / spare
     itl_s = worker.itl.factor * slow * (worker.joined_s + curve.kv_s * own_kv) / spare
     slower_s = 0.5 * ask.output_tokens * (itl_s - before_s)
-    return Forecast(
+    seen = Forecast(
         ttft_s,
         itl_s,
         before_s,
@@ -102,6 +105,20 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
         1.0 - spare,
         kv_left(worker, ask, own_kv),
         slow * worker.token_s * (worker.kv_all - 0.5 * worker.kv + AHEAD_WEIGHT * (ahead + own)),
+    )
+    return seen if worker.supply is None else supplied(seen, worker.supply)
+
+
+def supplied(seen: Forecast, supply: Supply) -> Forecast:
+    """What comes on top of what the worker does itself, where workers can share a request."""
+    return replace(
+        seen,
+        ttft_s=supply.ttft_s + seen.ttft_s,
+        delay_s=supply.ttft_s + seen.delay_s,
+        work=supply.work + seen.work,
+        busy=max(supply.busy, seen.busy),
+        backlog_s=supply.backlog_s + seen.backlog_s,
+        harm=supply.harm,
     )
 
 
@@ -153,7 +170,7 @@ def harm(worker: Standing, ask: Ask, seen: Forecast, cautious: bool = False) -> 
     before_s, after_s = seen.before_s, seen.after_s
     if cautious:
         before_s, after_s = worker.itl.cautious(before_s), worker.itl.cautious(after_s)
-    total = -CROWDED * min(seen.kv_left, 0.0)
+    total = seen.harm - CROWDED * min(seen.kv_left, 0.0)
     for itl_s, weight, residents in worker.promised:
         if itl_s < inf:
             promise_s = itl_s * share

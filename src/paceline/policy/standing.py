@@ -14,7 +14,7 @@ from paceline.policy.pressure import Outlook
 from paceline.policy.steptime import KNOTS, WIDTHS, StepModel
 
 PROBE = 512.0
-"""Prompt tokens by which the cost of a prefill token is measured."""
+"""Prompt tokens by which the cost of a prefill token is measured, unless told otherwise."""
 LEAST_ROOM = 64.0
 """Tokens of a step that prefill gets at least, however many streams decode."""
 USUAL_STREAMS = 64.0
@@ -96,6 +96,17 @@ class InFlight(msgspec.Struct, frozen=True, gc=False):
     """What a lone prompt takes beyond being prefilled, waiting for the step under way included."""
 
 
+class Supply(msgspec.Struct, frozen=True, gc=False):
+    """What a request takes besides its worker's own part, as the fields of a forecast say it."""
+
+    ttft_s: float = 0.0
+    """Its prefill, the wait for it, and the transfer."""
+    work: float = 0.0
+    busy: float = 0.0
+    backlog_s: float = 0.0
+    harm: float = 0.0
+
+
 class Standing:
     """One worker as it stands: all that does not depend on who asks, computed once a change."""
 
@@ -123,6 +134,7 @@ class Standing:
         "promised",
         "room",
         "streams",
+        "supply",
         "token_s",
         "ttft",
         "usual_s",
@@ -139,6 +151,7 @@ class Standing:
         now: float = 0.0,
         outlook: Outlook | None = None,
         kv_limit: float = inf,
+        probe: float = PROBE,
     ) -> None:
         self.made_at = now
         self.kv = in_flight.kv
@@ -165,8 +178,8 @@ class Standing:
         # Seconds of steps at normal speed.
         self.kv_decode_s = kv_s = curve.kv_s * in_flight.kv
         self.decode_s = curve.at(streams) + kv_s
-        probe_s = curve.at(streams + PROBE) + kv_s + curve.q_s * (0.5 * PROBE * PROBE)
-        self.token_s = (probe_s - self.decode_s) / PROBE
+        probe_s = curve.at(streams + probe) + kv_s + curve.q_s * (0.5 * probe * probe)
+        self.token_s = (probe_s - self.decode_s) / probe
         self.full_s = curve.at(streams + self.room) + kv_s
         far_s = max(in_flight.delay_s - self.gain * self.full_s, 0.0)
         self.pipe = in_flight.through_rate * far_s
@@ -179,6 +192,16 @@ class Standing:
         usual = min(streams + in_flight.ahead, in_flight.budget)
         self.usual_s = (curve.at(usual) + kv_s) * model.p99
         """A step may take so long before its lateness is news."""
+        self.supply: Supply | None = None
+        """What comes on top, where another worker may prefill the prompt."""
+
+    def supplied(self, supply: Supply, ttft: Correction) -> Standing:
+        """The same worker with that on top, and with TTFTs that turn out so."""
+        other = Standing.__new__(Standing)
+        for name in Standing.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.supply, other.ttft = supply, ttft
+        return other
 
     def slowdown(self, now: float) -> float:
         """Factor on step times just now.

@@ -44,6 +44,7 @@ def _hang(simulation: Simulation, fault: Fault, replica: Replica) -> None:
 def _crash(simulation: Simulation, fault: Fault, replica: Replica) -> None:
     if replica.up:
         replica.crash()
+        simulation.handovers.lost(replica)
         for gateway in simulation.gateways:
             gateway.crashed(replica)
         simulation.start(replica, fault.for_s + replica.start_up_s)
@@ -55,9 +56,18 @@ def _partition(simulation: Simulation, fault: Fault, replica: Replica) -> None:
             gateway.cut_off(replica, simulation.clock.now + fault.for_s)
 
 
+def _link(simulation: Simulation, fault: Fault, replica: Replica) -> None:
+    simulation.handovers.slow(replica.node, fault.factor)
+    ends_at = simulation.clock.now + fault.for_s
+    simulation.clock.at(
+        ends_at, lambda _: simulation.handovers.slow(replica.node, 1.0 / fault.factor)
+    )
+
+
 BEGIN: dict[str, Callable[[Simulation, Fault, Replica], None]] = {
     "slow": _slow,
     "hang": _hang,
     "crash": _crash,
     "partition": _partition,
+    "link": _link,
 }

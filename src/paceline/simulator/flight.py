@@ -46,6 +46,7 @@ class Flight:
         "first_at",
         "gateway",
         "had",
+        "handing",
         "id",
         "joined",
         "leg",
@@ -56,6 +57,7 @@ class Flight:
         "replica",
         "request",
         "sent_at",
+        "source",
         "stall_s",
         "worker",
     )
@@ -85,6 +87,10 @@ class Flight:
         """How many there were; what is on its way from an earlier one is void."""
         self.replica: Replica | None = None
         """Where it is; None: nowhere, it waits."""
+        self.handing = False
+        """Its prompt is computed there for another worker."""
+        self.source: Replica | None = None
+        """The worker from which its prompt's cache is to be fetched."""
         self.worker = ""
         """The last one that it was sent to."""
         self.sent_at = inf
@@ -108,6 +114,8 @@ class Flight:
     @property
     def output_tokens(self) -> int:
         """What this leg has to give."""
+        if self.handing:
+            return 1
         return self.arrival.output_tokens - self.had
 
     @property
@@ -120,14 +128,17 @@ class Flight:
         tokens = self.arrival.output_tokens
         return (self.done_at - self.first_at) / (tokens - 1) if tokens > 1 else 0.0
 
-    def set_out(self, replica: Replica, now: float) -> None:
+    def set_out(
+        self, replica: Replica, now: float, handing: bool = False, source: Replica | None = None
+    ) -> None:
         """A leg begins: it is sent to a worker."""
         assert self.replica is None, "it is at one worker at most"
         self.leg += 1
         self.replica, self.worker = replica, replica.worker.id
         self.sent_at = now
+        self.handing, self.source = handing, source
         self.begun, self.joined, self.came = False, 0, 0
-        if not self.had:
+        if not self.had and source is None:
             self.queued_s = now - self.arrival.at_s
 
     def come_back(self) -> None:

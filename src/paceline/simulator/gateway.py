@@ -7,13 +7,24 @@ from collections.abc import Callable
 from functools import partial
 from math import inf
 
-from paceline.domain.commands import Command, Degrade, Dispatch, Fail, Hold, Move, Pause, Shed
+from paceline.domain.commands import (
+    Command,
+    Degrade,
+    Dispatch,
+    Fail,
+    Hold,
+    Move,
+    Pause,
+    Prefill,
+    Shed,
+)
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
     Fact,
     FirstTokenSeen,
     PeerReported,
+    Prefilled,
     RequestArrived,
     Step,
     StepsSeen,
@@ -26,6 +37,7 @@ from paceline.domain.facts import (
 from paceline.kernel import Kernel
 from paceline.simulator.clock import Clock
 from paceline.simulator.flight import Flight
+from paceline.simulator.handing import HandOvers
 from paceline.simulator.lateness import Lateness
 from paceline.simulator.replica import Replica
 
@@ -59,6 +71,7 @@ class Gateway:
         latency_s: float,
         flights: dict[str, Flight],
         ended: Ended,
+        handovers: HandOvers,
         log: Log | None = None,
         lateness: Lateness | None = None,
     ) -> None:
@@ -73,6 +86,7 @@ class Gateway:
         self._clock = clock
         self._latency_s = latency_s
         self._over = ended
+        self._handovers = handovers
         self._log = log
         self._lateness = lateness
         self._timer_due = inf
@@ -94,6 +108,10 @@ class Gateway:
     def first_token(self, flight: Flight) -> None:
         """A stream begins."""
         self._notice(flight, self._began)
+
+    def prefilled(self, flight: Flight) -> None:
+        """A prompt is computed, for another worker to answer."""
+        self._notice(flight, self._prepared)
 
     def ended(self, flight: Flight) -> None:
         """An answer is complete."""
@@ -219,6 +237,13 @@ class Gateway:
             flight.stall_s = 0.0  # what has come behind a partition comes at once
         self.tell(FirstTokenSeen(flight.id, now))
 
+    def _prepared(self, flight: Flight) -> None:
+        worker_id = flight.worker
+        self._there[worker_id].pop(flight.id, None)
+        flight.come_back()
+        tokens = flight.prompt_tokens
+        self.tell(Prefilled(flight.id, worker_id, self._clock.now, tokens, flight.cached_tokens))
+
     def _completed(self, flight: Flight) -> None:
         flight.done_at = self._clock.now
         arrival = flight.arrival
@@ -242,6 +267,7 @@ class Gateway:
         if flight.begun and flight.came == flight.output_tokens:
             self._completed(flight)  # only its end had not been noticed yet
             return
+        self._handovers.drop(flight)
         worker_id, begun, resumable = flight.worker, flight.begun, flight.request.resumable
         self._there[worker_id].pop(flight.id, None)
         flight.come_back()
@@ -274,6 +300,7 @@ class Gateway:
         """The worker need not go on with a request."""
         assert flight.replica is not None
         self.count(flight)
+        self._handovers.drop(flight)
         flight.replica.abort(flight)
         self._there[flight.worker].pop(flight.id, None)
 
@@ -298,9 +325,11 @@ class Gateway:
     def _run(self, command: Command, now: float) -> None:
         flight = self.flights[command.request_id]
         match command:
-            case Dispatch():
+            case Dispatch() | Prefill():
                 replica = self.replicas[command.worker_id]
-                flight.set_out(replica, now)
+                handing = isinstance(command, Prefill)
+                source = "" if isinstance(command, Prefill) else command.prefilled_at
+                flight.set_out(replica, now, handing, self.replicas[source] if source else None)
                 if command.worker_id in self._cuts:
                     unreached = partial(self._unreached, flight)
                     self._clock.at(now + CONNECT_TIMEOUT_S, unreached, flight.leg)
@@ -328,8 +357,18 @@ class Gateway:
         if not replica.up:
             self._lost(flight, "connection refused")
             return
+        if flight.source is None:
+            self._admit(flight)
+            return
+        self._there[replica.worker.id][flight.id] = flight
+        self._handovers.fetch(flight, flight.source, self._admit)
+
+    def _admit(self, flight: Flight, received: bool = False) -> None:
+        """Its worker takes a request in, with its prompt's cache if that has come."""
+        replica = flight.replica
+        assert replica is not None
         try:
-            replica.send(flight)
+            replica.send(flight, received)
         except ValueError:  # it could never be served: the engine's 400 goes to the client
             self.tell(ClientLeft(flight.id))
             self._finish(flight, "broke" if flight.had else "failed")

@@ -135,7 +135,7 @@ class Fabric(_Shared):
 
     def __init__(self, latency_s: float, bytes_per_s: Mapping[str, float]) -> None:
         super().__init__(latency_s)
-        self._bytes_per_s = bytes_per_s
+        self._bytes_per_s = dict(bytes_per_s)
         self._sending: dict[str, _Sending] = {}
 
     def start(
@@ -144,6 +144,12 @@ class Fabric(_Shared):
         """A transfer begins from one node to another."""
         self._advance(now)
         self._sending[transfer] = _Sending(size_bytes, (("out", sender), ("in", receiver)))
+        self._share()
+
+    def resize(self, now: float, node: str, bytes_per_s: float) -> None:
+        """A node's link becomes faster or slower."""
+        self._advance(now)
+        self._bytes_per_s[node] = bytes_per_s
         self._share()
 
     def _next_sent(self) -> Done:

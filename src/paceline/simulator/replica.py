@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 256
 """Steps that are run in one go at most."""
+HELD_S = 30.0
+"""How long engines keep what they have prefilled for others."""
 RATE_S = 5.0
 """Time constant of the prefill rate."""
 
@@ -90,6 +92,11 @@ class Replica:
         return scheduler
 
     @property
+    def node(self) -> str:
+        """The machine that it runs on."""
+        return self.worker.node or self.worker.id
+
+    @property
     def preemptions(self) -> int:
         """Over all of its lives."""
         return self._preemptions + self.scheduler.counters.preemptions
@@ -132,12 +139,20 @@ class Replica:
             flight.gateway.deliver(flight, flight.leg)
         self._await_link()
 
-    def send(self, flight: Flight) -> None:
-        """A request comes in. ValueError if it could never be finished."""
+    def send(self, flight: Flight, received: bool = False) -> None:
+        """A request comes in, perhaps with its prompt's cache. ValueError if it could never be
+        finished."""
         priority = self._urgency[flight.request.tier] if self._urgency is not None else 0
         generation = Generation(
-            flight.id, flight.prompt_tokens, flight.output_tokens, flight.names, priority
+            flight.id,
+            flight.prompt_tokens,
+            flight.output_tokens,
+            flight.names,
+            priority,
+            flight.handing,
+            flight.prompt_tokens if received else 0,
         )
+        self.scheduler.release(flight.id)  # of an earlier try
         self.scheduler.add(generation)
         self.flights[flight.id] = flight
         if self.plan is None:
@@ -158,6 +173,20 @@ class Replica:
             self.streams[flight.gateway.index] -= 1
         self.scheduler.abort(flight.id)
         self._cut()
+
+    def fetched(self, request_id: str) -> None:
+        """What was held for another worker is there now."""
+        if self.scheduler.release(request_id):
+            if self.plan is None:
+                self._start(None)
+            else:
+                self._cut()
+
+    def _give_up(self, held: tuple[Scheduler, str]) -> None:
+        """Nobody has fetched it in time."""
+        scheduler, request_id = held
+        if scheduler is self.scheduler:
+            self.fetched(request_id)
 
     def slow(self, factor: float) -> None:
         """From the next step on, steps take so many times as long as before."""
@@ -331,6 +360,8 @@ class Replica:
         streams = self.streams.copy()
         for request_id in outcome.first:
             flight = flights[request_id]
+            if flight.handing:
+                continue
             flight.joined = step
             self.streams[flight.gateway.index] += 1
             flight.gateway.first_token(flight)
@@ -344,6 +375,10 @@ class Replica:
         self.plan = None
         for request_id in outcome.finished:
             flight = flights.pop(request_id)
+            if flight.handing:
+                self._clock.at(now + HELD_S, self._give_up, (scheduler, request_id))
+                flight.gateway.prefilled(flight)
+                continue
             self.streams[flight.gateway.index] -= 1
             self._settle(flight)
             flight.gateway.ended(flight)

@@ -33,7 +33,13 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
     model: str = "m"
     """The model's name, as requests have it."""
     node: str = ""
-    """The machine that they run on, for reports."""
+    """The machine that they run on: engines of one machine hand over fast. Empty: each has one."""
+    role: Literal["both", "prefill", "decode"] = "both"
+    """What they may do: prefill prompts for others, answer (decode), or both."""
+    transfer: Literal["", "nixl", "mooncake", "trtllm"] = ""
+    """How KV cache is handed over; empty: not at all if both, else nixl."""
+    lease_s: Positive = 20.0
+    """How long the gateway takes a prompt prefilled for others to be kept. Engines keep it 30 s."""
     cost_per_hour: Positive = 1.0
     """Of one replica, in any currency."""
     speed: Positive = 1.0
@@ -44,6 +50,11 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
     """When it is started."""
     start_up_s: Seconds = 0.0
     """From its start until it is ready; also after a crash."""
+
+    @property
+    def hands_over(self) -> str:
+        """`transfer`, with its default."""
+        return self.transfer or ("nixl" if self.role != "both" else "")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,6 +172,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """One way."""
     bytes_per_s: Positive = inf
     """Of each worker's link, shared fairly among what is on its way there; infinite: no limit."""
+    kv_latency_s: Seconds = 0.002
+    """What handing over a prompt's KV cache takes besides its bytes."""
+    kv_bytes_per_s: Positive = 50e9
+    """Of each machine's link for KV cache, each way, shared fairly; within a machine it is faster.
+    50e9 is a 400 Gbit/s network."""
     jitter_s: Seconds = 0.0
     """How late gateways notice that a step has ended, on average (exponential), as busy ones do.
     What comes next is never noticed before."""
@@ -171,10 +187,11 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """Trouble. With `every_s` it comes again and again."""
 
-    kind: Literal["slow", "hang", "crash", "partition"]
+    kind: Literal["slow", "hang", "crash", "partition", "link"]
     """slow: steps take `factor` times as long. hang: steps stop, then go on. crash: all that is
     there is lost, and the worker starts anew after `for_s` and its start-up time. partition:
-    gateways and worker don't hear of each other."""
+    gateways and worker don't hear of each other. link: KV cache to and from the worker's machine
+    takes `factor` times as long."""
     worker: str
     """Its name: w0. Or * for all of them."""
     at_s: Seconds
@@ -182,7 +199,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     for_s: Positive = inf
     """How long it lasts."""
     factor: Positive = 3.0
-    """How many times longer steps take, if slow."""
+    """How many times longer steps take, if slow, or transfers, if link."""
     every_s: Seconds = 0.0
     """0: only once."""
     gateway: str = "*"

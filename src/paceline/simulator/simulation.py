@@ -17,6 +17,7 @@ from paceline.simulator.clock import Clock
 from paceline.simulator.faults import schedule_faults
 from paceline.simulator.flight import Flight
 from paceline.simulator.gateway import Gateway, Log
+from paceline.simulator.handing import HandOvers
 from paceline.simulator.lateness import Lateness
 from paceline.simulator.links import Link
 from paceline.simulator.measure import Recorder
@@ -56,6 +57,9 @@ class Simulation:
         self.replicas: dict[str, Replica] = {}
         self.flights: dict[str, Flight] = {}
         self.recorder = Recorder(scenario)
+        network = scenario.network
+        names = {group.node or name for group in scenario.workers for name in group.names}
+        self.handovers = HandOvers(self.clock, names, network.kv_latency_s, network.kv_bytes_per_s)
         self._rng = Random(f"{seed} gateways")
         self._rngs = [Random(f"{seed} gateway {i}") for i in range(scenario.gateways.count)]
         """What each gateway does not know of its requests."""
@@ -76,6 +80,7 @@ class Simulation:
                 scenario.network.latency_s,
                 self.flights,
                 self._ended,
+                self.handovers,
                 log,
                 self._lateness(index),
             )
@@ -184,6 +189,9 @@ class Simulation:
             url=f"http://{name}",
             node=workers.node,
             cost_per_hour=workers.cost_per_hour,
+            role=workers.role,
+            transfer=workers.hands_over,
+            lease_s=workers.lease_s,
         )
         if workers.kv_tokens is not None:
             profile = replace(profile, kv_tokens=workers.kv_tokens)

@@ -51,6 +51,7 @@ class Ask(msgspec.Struct, kw_only=True):
     priority: int | None = 0
     return_token_ids: bool | None = False
     cache_salt: str | None = None
+    kv_transfer_params: dict[str, Any] | None = None
 
     @property
     def limit(self) -> int | None:

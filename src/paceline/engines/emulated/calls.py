@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from paceline.enginemodel import Generation
 from paceline.engines.emulated import tokens
@@ -101,10 +102,15 @@ class Call:
         self.stream = stream
         self.fault = fault
         """What shall go wrong within the stream."""
+        self.hold: Callable[[str, int], dict[str, Any]] | None = None
+        """Has a prompt held for another engine, by its name and tokens; gives where."""
+        self.gone = False
+        """Nobody waits for the answer any more."""
         self.open_parts = len(answer.parts)
         self.generation_ids: list[str] = []
 
-    def start(self, asks: Ask, salt: str, names: Sequence[str]) -> None:
+    def start(self, asks: Ask, salt: str, names: Sequence[str], received: bool = False) -> None:
+        """`received`: another engine has prefilled the prompt."""
         if self.stream:
             self.connection.send(STREAM_HEAD)
         size = self.engine.scheduler.profile.block_size
@@ -116,6 +122,8 @@ class Call:
                 # With the answer's own tokens, so that the next turn finds them too.
                 blocks=tokens.BlockChain(part.prompt, size, part.token_ids, salt),
                 priority=asks.priority or 0,
+                hold=self.hold is not None and part.tokens == 1,
+                received=len(part.prompt) if received else 0,
             )
             reader = Streamed(self, part) if self.stream else Collected(self, part)
             self.generation_ids.append(name)
@@ -129,6 +137,9 @@ class Call:
             self.connection.send(chunk(self.answer.closing()) + LAST_CHUNK)
             self.connection.finish()
         else:
+            if self.hold is not None and self.answer.answer_tokens == 1:
+                prompt_tokens = self.answer.prompt_tokens
+                self.answer.kv_transfer_params = self.hold(self.generation_ids[0], prompt_tokens)
             self.connection.answer(200, self.answer.whole())
 
     def spoil(self, frame: bytes) -> None:
@@ -138,6 +149,7 @@ class Call:
             self.abort()
 
     def abort(self) -> None:
+        self.gone = True
         for name in self.generation_ids:
             self.engine.abort(name)
 

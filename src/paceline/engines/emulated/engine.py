@@ -6,11 +6,13 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Sequence
+from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from paceline.enginemodel import Generation, Scheduler, StepOutcome, StepPlan
+from paceline.engines.emulated.handover import Holder
 from paceline.engines.emulated.metrics import EngineMetrics, Tallies
 from paceline.engines.emulated.settings import EngineSettings
 
@@ -83,6 +85,7 @@ class Engine:
             rng=random.Random(settings.seed),  # noqa: S311
             journal=self.kv_events,
         )
+        self.holder = Holder(self.scheduler, f"emulated-{token_hex(8)}", settings, loop)
         self.tallies = Tallies()
         self.metrics = EngineMetrics(settings.model_name, self.scheduler, self.tallies)
         self.hangs_until = 0.0
@@ -115,6 +118,7 @@ class Engine:
 
     def stop(self) -> None:
         """For good: the process died."""
+        self.holder.stop()
         if self._timer is not None:
             self._timer.cancel()
         if self.kv_events is not None:

@@ -71,6 +71,8 @@ class Format:
         self.include_usage = include_usage
         self.continuous_usage = continuous_usage
         self.token_ids = token_ids
+        self.kv_transfer_params: dict[str, Any] | None = None
+        """Where another engine can fetch the prompt."""
 
     def opening(self, part: Part) -> bytes:
         """What comes right before the first token of a part."""
@@ -152,7 +154,7 @@ class _OpenAI(Format):
     def whole(self) -> bytes:
         body = self._body(self.whole_object, [self._answer(part) for part in self.parts])
         rest = {"service_tier": None, "system_fingerprint": FINGERPRINT, "usage": self.usage()}
-        return msgspec.json.encode({**body, **rest, "kv_transfer_params": None})
+        return msgspec.json.encode({**body, **rest, "kv_transfer_params": self.kv_transfer_params})
 
 
 class Chat(_OpenAI):

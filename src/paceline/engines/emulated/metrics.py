@@ -119,6 +119,8 @@ class EngineMetrics(Collector):
             ("num_preemptions", "Preemptions", counts.preemptions),
             ("prompt_tokens", "Prompt tokens processed", counts.prompt_tokens),
             ("prompt_tokens_cached", "Cached prompt tokens", counts.prefix_hit_tokens),
+            ("external_prefix_cache_queries", "Tokens wanted of others", counts.received_tokens),
+            ("external_prefix_cache_hits", "Tokens fetched from others", counts.received_tokens),
             ("generation_tokens", "Generation tokens processed", counts.generated_tokens),
         ):
             counter = CounterMetricFamily(f"vllm:{name}", text, labels=list(self._labels))

@@ -18,6 +18,14 @@ from paceline.engines.emulated.asks import Ask, EmbeddingsAsk, Refusal, Tokenize
 from paceline.engines.emulated.calls import ENDPOINTS, Call, part_of
 from paceline.engines.emulated.engine import Engine
 from paceline.engines.emulated.formats import Embeddings, Format
+from paceline.engines.emulated.handover import (
+    NONSENSE,
+    Fetch,
+    Fetcher,
+    Found,
+    Place,
+    place_of,
+)
 from paceline.engines.emulated.settings import EngineSettings
 from paceline.wire.server import HttpRequest, Limits, Server, ServerConnection
 
@@ -62,6 +70,7 @@ class EmulatedEngine:
         self._engine = Engine(settings, self._loop)
         self._started_at = int(time.time())
         self._ids = count(1)
+        self._fetcher = Fetcher(settings)
         self._faults: deque[faults.Fault] = deque()
         self._crash: asyncio.Future[faults.Crash] = self._loop.create_future()
         self._slowdown_ends: asyncio.TimerHandle | None = None
@@ -81,6 +90,7 @@ class EmulatedEngine:
             "/tokenize": self._tokenize,
             "/reset_prefix_cache": self._reset_prefix_cache,
             "/ping": lambda c, _: c.answer(200, b""),
+            "/emulate/fetch": self._fetched,
             "/emulate/slowdown": self._slow_down,
             "/emulate/hang": self._hang,
             "/emulate/crash": self._crash_soon,
@@ -115,6 +125,7 @@ class EmulatedEngine:
                 for task in tasks:
                     task.cancel()
                 self._engine.stop()
+                self._fetcher.stop()
                 for connection in list(server.connections):
                     connection.abort()
                 await server.drain(0.0)
@@ -160,6 +171,17 @@ class EmulatedEngine:
     def _generate(self, connection: ServerConnection, request: HttpRequest) -> None:
         kind, form = ENDPOINTS[request.path]
         ask = decode(kind, request.body)
+        try:
+            self._answer_to(ask, form, connection, request)
+        except Refusal:
+            place = place_of(ask.kv_transfer_params)
+            if place.do_remote_prefill:  # what lies there for it would lie there in vain
+                self._fetcher.fetch(place, lambda found: None)
+            raise
+
+    def _answer_to(
+        self, ask: Ask, form: type[Format], connection: ServerConnection, request: HttpRequest
+    ) -> None:
         name = self.settings.model_name
         if ask.model not in (None, "", name):
             message = f"The model `{ask.model}` does not exist. Valid aliases: {name}."
@@ -183,7 +205,32 @@ class EmulatedEngine:
         call = Call(connection, self._engine, answer, stream, fault)
         connection.context = call
         serial = next(self._ids)
-        call.start(ask, ask.cache_salt or "", [f"{serial}-{part.index}" for part in parts])
+        names = [f"{serial}-{part.index}" for part in parts]
+        place = place_of(ask.kv_transfer_params) if self.settings.hands_over else Place()
+        if place.do_remote_prefill:
+            self._fetcher.fetch(place, lambda found: self._go_on(call, ask, names, found))
+            return
+        if place.do_remote_decode and not stream and len(parts) == 1:
+            call.hold = lambda name, tokens: self._engine.holder.hold(
+                name, tokens, self.host, self.port
+            )
+        call.start(ask, ask.cache_salt or "", names)
+
+    def _go_on(self, call: Call, ask: Ask, names: Sequence[str], found: Found) -> None:
+        """The prompt has come from another engine, or what was taken for it, or nothing."""
+        if call.gone:
+            return
+        if found == "nothing" and self.settings.kv_load_failure_policy == "fail":
+            message = "KV load failure: the prompt could not be fetched"
+            call.connection.answer(500, error_body(500, message))
+            return
+        if found == "others":
+            for part in call.answer.parts:
+                part.first_number = NONSENSE
+        call.start(ask, ask.cache_salt or "", names, received=found != "nothing")
+
+    def _fetched(self, connection: ServerConnection, request: HttpRequest) -> None:
+        _answer(connection, self._engine.holder.fetch(decode(Fetch, request.body)))
 
     def _set_options(self, answer: Format, ask: Ask) -> None:
         if ask.stream_options:
@@ -249,6 +296,10 @@ class EmulatedEngine:
             "steps": scheduler.counters.steps,
             "generated_tokens": scheduler.counters.generated_tokens,
             "preemptions": scheduler.counters.preemptions,
+            "received_tokens": scheduler.counters.received_tokens,
+            "held": len(scheduler.held),
+            "fetched": self._engine.holder.fetched,
+            "expired": self._engine.holder.expired,
             "slowdown": scheduler.slowdown,
             "hangs_s": max(0.0, self._engine.hangs_until - self._loop.time()),
             "faults": Counter(fault.kind for fault in self._faults),

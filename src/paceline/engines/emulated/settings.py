@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -46,6 +46,15 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     kv_events_topic: str = ""
     kv_events_buffer: Positive = 10_000
     """Batches of events that it can repeat."""
+
+    hands_over: bool = True
+    """It holds prompts for other engines, and fetches them from others, as with NixlConnector."""
+    kv_lease_s: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """How long a prompt is held (vLLM's default)."""
+    kv_tokens_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """How fast it fetches a prompt from another engine; None: at once."""
+    kv_load_failure_policy: Literal["fail", "recompute"] = "fail"
+    """What becomes of a request whose prompt cannot be fetched: HTTP 500, or a prefill."""
 
     @property
     def model_name(self) -> str:

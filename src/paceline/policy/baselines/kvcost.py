@@ -15,6 +15,7 @@ from paceline.domain.facts import (
     DispatchFailed,
     Fact,
     FirstTokenSeen,
+    Prefilled,
     RequestArrived,
     StepsSeen,
     StreamBroke,
@@ -190,7 +191,7 @@ class KvCost:
                 self._requests[fact.request.id] = fact.request
             case FirstTokenSeen() if fact.request_id in self._where:
                 self._active[self._where[fact.request_id]].began(fact.request_id)
-            case DispatchFailed() | StreamStopped() | StreamBroke():
+            case Prefilled() | DispatchFailed() | StreamStopped() | StreamBroke():
                 self._leave(fact.request_id)
             case StreamEnded() | ClientLeft():
                 self._leave(fact.request_id)

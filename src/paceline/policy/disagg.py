@@ -1,0 +1,247 @@
+"""Should a request be prefilled where it is answered, or by another worker, and by which?
+
+Every worker that answers can be had in two ways: as it is, or with the prompt from the worker that
+would prefill and hand it over soonest. Both are put to the routing policy as if they were workers,
+so that one cost decides: what a prefill in place costs the residents against what a hand-over
+takes. There is no threshold (docs/design/0010). Where prefix cache makes the prompt short it stays.
+
+A worker that prefills for others gets no more than keeps it busy: if the best way leads through one
+that has enough, the request waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf
+from typing import NamedTuple, Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from paceline.policy.fleet import Choice, Fleet, Policy, lowest
+from paceline.policy.headroom import Forecast, forecast, harm
+from paceline.policy.route import LOOKED_AT, headroom
+from paceline.policy.standing import Ask, Claim, Correction, Standing, Supply
+
+
+class Sharing(Fleet, Protocol):
+    """Workers of one model that may share a request."""
+
+    @property
+    def handed(self) -> Correction:
+        """How TTFTs turn out, where one worker prefills and another answers."""
+        ...
+
+    def through_s(self, source: int, place: int, ready_s: float, tokens: float) -> float:
+        """Seconds until so many tokens that one place has prefilled in `ready_s` are at another;
+        infinite if that one cannot take over from it."""
+        ...
+
+    def fetch_s(self, source: int, place: int, tokens: float) -> float:
+        """The same, if it is prefilled and goes now, before what is held."""
+        ...
+
+    def prefill_limit(self, source: int) -> float:
+        """Prompt tokens ahead of a worker below which it may prefill another for others."""
+        ...
+
+    def lease_s(self, source: int) -> float:
+        """How long a worker is sure to keep what it has prefilled for others."""
+        ...
+
+
+Ways = Callable[[Sharing, Ask, Sequence[int], Sequence[int]], Choice]
+"""As a policy; it is told the places that may answer, and those that may prefill for them."""
+
+SAFE = 0.5
+"""Share of the time that a prompt is surely kept within which it must be expected to be fetched."""
+
+
+def ways_of(policy: Policy) -> Ways:
+    """How a policy chooses where prompts can be handed over; without a way of its own it always has
+    them handed over, as most routers do."""
+    if policy is headroom:
+        return conditional
+    own: Ways | None = getattr(policy, "ways", None)
+    return own or partial(always, policy)
+
+
+def always(
+    policy: Policy, fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]
+) -> Choice:
+    """One policy for the worker that prefills, and, when that is done, for the one that answers."""
+    choice = policy(fleet, ask, sources)
+    takers = [i for i in places if fleet.through_s(choice.place, i, 0.0, ask.prompt_tokens) < inf]
+    if not takers:
+        return policy(fleet, ask, places)
+    place = lowest(takers, [fleet.load(i) for i in takers], ask.seed)
+    return replace(choice, place=place, source=choice.place)
+
+
+def conditional(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
+    """The way of least cost by `headroom`, in place or through another worker."""
+    return _chosen(fleet, ask, _in_place(fleet, ask, places) + _apart(fleet, ask, places, sources))
+
+
+def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
+    """The way of least cost through another worker, if there is one."""
+    ways = _apart(fleet, ask, places, sources)
+    return _chosen(fleet, ask, ways) if ways else headroom(fleet, ask, places)
+
+
+def fetching(
+    policy: Policy, fleet: Sharing, ask: Ask, places: Sequence[int], source: int
+) -> Choice:
+    """Which worker answers what another has prefilled already?"""
+    if policy is not headroom and not hasattr(policy, "ways"):
+        return policy(fleet, ask, places)
+    ways = []
+    for i in _sample(ask, places):
+        supply = Supply(fleet.fetch_s(source, i, ask.prompt_tokens))
+        ways.append(_way(fleet, ask, i, source, supply, Correction(spread=fleet.handed.spread)))
+    return replace(_chosen(fleet, ask, ways), source=None)
+
+
+class _Way(NamedTuple):
+    """A worker that may answer, and where its prompt is prefilled."""
+
+    place: int
+    source: int | None
+    cached: float
+    standing: Standing
+    open: bool = True
+    """Whether the other worker may be sent a prompt."""
+
+
+class _Ways(msgspec.Struct):
+    """Ways as a policy sees them: each is a worker at a place of its own."""
+
+    fleet: Fleet
+    ways: Sequence[_Way]
+
+    @property
+    def turn(self) -> int:
+        return self.fleet.turn
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return [self.fleet.ids[way.place] for way in self.ways]
+
+    def load(self, place: int) -> int:
+        return self.fleet.load(self.ways[place].place)
+
+    def remembered(self, place: int) -> int:
+        return self.fleet.remembered(self.ways[place].place)
+
+    def standing(self, place: int, now: float) -> Standing:
+        return self.ways[place].standing
+
+
+def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
+    """What `headroom` makes of these ways."""
+    twice = len(ways) / max(len({way.place for way in ways}), 1)
+    asked = replace(
+        ask,
+        cached={k: way.cached for k, way in enumerate(ways) if way.cached > 0.0},
+        claims=[_times(claim, twice) for claim in ask.claims],
+    )
+    seen = _Ways(fleet, ways)
+    choice = headroom(seen, asked, range(len(ways)))
+    way, wait = ways[choice.place], choice.wait
+    if not wait and any(not other.open for other in ways):
+        at_hand = [k for k, other in enumerate(ways) if other.open]
+        wait = not way.open or headroom(seen, asked, at_hand).wait
+    if way.source is None:
+        return replace(choice, place=way.place, wait=wait)
+    assert choice.predicted is not None
+    return replace(
+        choice,
+        place=way.place,
+        source=way.source,
+        because=f"{choice.because}, prefill on {fleet.ids[way.source]}",
+        predicted=replace(choice.predicted, cached_tokens=round(ask.cached.get(way.source, 0.0))),
+        wait=wait,
+    )
+
+
+def _times(claim: Claim, factor: float) -> Claim:
+    """Workers are reserved for those of more weight by what each can take of a claim. One that
+    stands here twice would count for two."""
+    return Claim(
+        claim.itl_s,
+        factor * claim.prompt_rate,
+        factor * claim.output_rate,
+        factor * claim.read_rate,
+    )
+
+
+def _in_place(fleet: Sharing, ask: Ask, places: Sequence[int]) -> list[_Way]:
+    """Each worker that may answer, with the whole request.
+
+    A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
+    that, for among workers that all prefill it is the same everywhere; here it is what decides.
+    """
+    ways = []
+    for i in _sample(ask, places):
+        worker, cached = fleet.standing(i, ask.now), ask.cached.get(i, 0.0)
+        if worker.everyone:
+            seen = forecast(worker, ask, cached)
+            rest = _stalled(worker, ask, seen, cached) - harm(worker, ask, seen)
+            worker = worker.supplied(Supply(harm=max(rest, 0.0)), worker.ttft)
+        ways.append(_Way(i, None, cached, worker))
+    return ways
+
+
+def _stalled(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> float:
+    """Harm to a worker's residents by the prompt."""
+    own_s = worker.slowdown(ask.now) * worker.token_s * max(ask.prompt_tokens - cached, 1.0)
+    after_s = seen.before_s + own_s / max(ask.output_tokens, 16.0)
+    return harm(worker, ask, replace(seen, after_s=max(after_s, seen.after_s)))
+
+
+def _apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> list[_Way]:
+    """Each worker that may answer, with the one that would hand the prompt over soonest."""
+    offers = [(source, _offer(fleet, ask, source)) for source in _sample(ask, sources)]
+    ways = []
+    for i in _sample(ask, places):
+        best: tuple[float, int, Supply] | None = None
+        for source, offer in offers:
+            whole_s = fleet.through_s(source, i, offer.ttft_s, ask.prompt_tokens)
+            if whole_s < SAFE * fleet.lease_s(source) and (best is None or whole_s < best[0]):
+                best = whole_s, source, offer
+        if best is not None:
+            whole_s, source, offer = best
+            supply = replace(offer, ttft_s=fleet.handed.factor * whole_s)
+            ways.append(_way(fleet, ask, i, source, supply, fleet.handed))
+    return ways
+
+
+def _way(
+    fleet: Sharing, ask: Ask, place: int, source: int, supply: Supply, ttft: Correction
+) -> _Way:
+    worker = fleet.standing(place, ask.now).supplied(supply, ttft)
+    other = fleet.standing(source, ask.now)
+    fits = other.kv_all + ask.prompt_tokens <= other.kv_limit or not other.kv_all
+    is_open = fits and other.ahead < fleet.prefill_limit(source)
+    return _Way(place, source, ask.prompt_tokens - 1.0, worker, is_open)
+
+
+def _offer(fleet: Sharing, ask: Ask, source: int) -> Supply:
+    """What a prefill on a worker takes, the transfer left out; by step times alone."""
+    worker, cached = fleet.standing(source, ask.now), ask.cached.get(source, 0.0)
+    seen = forecast(worker, ask, cached)
+    hurt = 0.0
+    if worker.everyone:  # it answers too
+        hurt = _stalled(worker, ask, replace(seen, after_s=seen.before_s), cached)
+    return Supply(seen.ttft_s / worker.ttft.factor, seen.work, seen.busy, seen.backlog_s, hurt)
+
+
+def _sample(ask: Ask, places: Sequence[int], most: int = LOOKED_AT // 2) -> Sequence[int]:
+    """Everybody, or an even sample from a seeded start, and who has most of the prompt."""
+    count = len(places)
+    if count <= most:
+        return places
+    sample = [places[(ask.seed + k * count // (most - 1)) % count] for k in range(most - 1)]
+    holders = [i for i in sorted(ask.cached, key=lambda i: (-ask.cached[i], i)) if i in places]
+    return sample + [i for i in holders[:1] if i not in sample]
