@@ -41,7 +41,9 @@ from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
+from paceline.observe.cluster import Cluster
 from paceline.observe.metrics import Metrics
+from paceline.observe.views import cluster_routes
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
 from paceline.simulator.scenario import Scenario
@@ -480,7 +482,9 @@ def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple
 
 def admin_of(kernel: Kernel) -> Starlette:
     metrics = Metrics(kernel, {}, GAP_BOUNDS)
-    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0)
+    cluster = Cluster(kernel, {}, lambda tier: 1.0, 0.0)
+    views = cluster_routes(cluster, kernel, GAP_BOUNDS, lambda: 0.0)
+    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0, views)
 
 
 def exposition() -> str:

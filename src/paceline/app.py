@@ -18,6 +18,7 @@ from paceline.config import Config
 from paceline.config.running import changes, parse_worker, visible
 from paceline.config.values import EngineUrl
 from paceline.domain.errors import ConfigError, InvalidRequest, NotFound, Unavailable
+from paceline.domain.promise import Tier
 from paceline.domain.worker import Worker
 from paceline.gateway.auth import Directory
 from paceline.gateway.exchange import Exchange
@@ -30,12 +31,17 @@ from paceline.gateway.server import Gateway
 from paceline.host import Engine, LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.observe.admin import admin_app
+from paceline.observe.cluster import Cluster
 from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
+from paceline.observe.views import cluster_routes
 from paceline.wire.server import Limits, Server
 
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request was ended."""
+
+LOOK_S = 1.0
+"""Between two looks at who uses the workers, and at what has happened."""
 
 ENDING = "the gateway is shutting down"
 
@@ -93,7 +99,11 @@ class _Application:
         own = ordinary_app(self.names, time(), self.ready)
         self.gateway = Gateway(self.host, _directory(config), self.names, own, quotas=self.quotas)
         self.server = Server(self.gateway, _limits(config), monotonic)
-        self.admin = admin_app(kernel, self.metrics, self, monotonic)
+        self.cluster = Cluster(
+            kernel, self.host.gap_counts, self._attain, monotonic(), self.host.asked
+        )
+        views = cluster_routes(self.cluster, kernel, GAP_BOUNDS, time)
+        self.admin = admin_app(kernel, self.metrics, self, monotonic, views)
         self._load = load
         self._reloading = asyncio.Lock()
         self._stop = asyncio.Event()
@@ -104,6 +114,7 @@ class _Application:
         outcome = exchange.outcome()
         self.quotas.ended(outcome, monotonic())
         self.metrics.closed(outcome)
+        self.cluster.closed(outcome)
         request_line(self.log, outcome)
 
     def _turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
@@ -118,6 +129,19 @@ class _Application:
 
     def _refusals(self) -> dict[str, int]:
         return {usage.tenant: usage.refused for usage in self.quotas.usage(monotonic())}
+
+    def _attain(self, tier: str) -> float:
+        """Share of its promises that a tier is to keep; of one that is gone, what is usual."""
+        return self.gateway.directory.tiers.get(tier, Tier(tier)).attain
+
+    async def _look(self) -> None:
+        """Count what has happened, again and again."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self.cluster.look_aside(monotonic())
+            except Exception:  # what is counted is not worth a stream
+                self.log.exception("a bug kept the last second from being counted")
 
     # From start to end.
 
@@ -142,6 +166,7 @@ class _Application:
             running = [
                 tasks.create_task(self.host.run(engines), name="host"),
                 tasks.create_task(self.server.sweep(), name="sweep"),
+                tasks.create_task(self._look(), name="look"),
                 tasks.create_task(admin.serve(), name="admin"),
             ]
             loop = asyncio.get_running_loop()
@@ -156,7 +181,7 @@ class _Application:
             await self._stop.wait()
             ended_well = await self._drain()
             admin.should_exit = True
-            for task in running[:2]:
+            for task in running[:3]:
                 task.cancel()
         return ended_well
 

@@ -26,6 +26,7 @@ from paceline.domain.facts import (
     WorkerRemoved,
     WorkerReported,
 )
+from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.engines.adapter import Adapter, make_adapter
 from paceline.engines.detect import detect
@@ -131,6 +132,11 @@ class LiveHost:
 
     def link(self, worker_id: str) -> EngineLink:
         return self.links[worker_id]
+
+    def asked(self, request: Request) -> Request:
+        """What a request was when it came."""
+        exchange = self.exchanges.get(request.id)
+        return exchange.asked if exchange is not None else request
 
     def block_sizes(self, model: str) -> Sequence[int]:
         pool = self.kernel.pools.get(model)

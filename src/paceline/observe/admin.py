@@ -55,9 +55,13 @@ class Operated(Protocol):
 
 
 def admin_app(
-    kernel: Kernel, metrics: Metrics, operated: Operated, now: Callable[[], float]
+    kernel: Kernel,
+    metrics: Metrics,
+    operated: Operated,
+    now: Callable[[], float],
+    more: Iterable[Route] = (),
 ) -> Starlette:
-    """The admin application."""
+    """The admin application, with `more` that it answers."""
 
     async def fleet(request: Request) -> Response:
         moment = now()
@@ -143,6 +147,7 @@ def admin_app(
             Route("/paceline/v1/config", reload, methods=["POST"]),
             Route("/paceline/v1/decisions", recent),
             Route("/paceline/v1/timing", timing),
+            *more,
         ],
         exception_handlers={PacelineError: _refused, HTTPException: _refused},
     )
