@@ -494,7 +494,7 @@ def exposition() -> str:
     request = Request("r", "m", "t", "standard", Promise())
     kernel.handle(facts.RequestArrived(request), 0.0)
     gaps = {("m", "standard", "w"): [0] * (len(GAP_BOUNDS) + 1)}
-    metrics = Metrics(kernel, gaps, GAP_BOUNDS, lambda: {"t": 1})
+    metrics = Metrics(kernel, gaps, GAP_BOUNDS, lambda: {"t": 1}, lambda: {"standard": 0.95})
     over = Outcome(
         request=request,
         worker="w",

@@ -93,7 +93,14 @@ class _Application:
         )
         self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned)
         self.quotas = Quotas(config.tenants)
-        self.metrics = Metrics(kernel, self.host.gap_counts, GAP_BOUNDS, self._refusals)
+        self.metrics = Metrics(
+            kernel,
+            self.host.gap_counts,
+            GAP_BOUNDS,
+            self._refusals,
+            lambda: {name: tier.attain for name, tier in self.gateway.directory.tiers.items()},
+            config.observe.max_tenants,
+        )
         self.names = config.aliases
         """Changed in place by a reload: others look here too."""
         own = ordinary_app(self.names, time(), self.ready)

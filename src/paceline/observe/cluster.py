@@ -23,7 +23,16 @@ from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
 from paceline.observe.cost import Share, shares
 from paceline.observe.sketch import BINS, Ints
-from paceline.observe.table import MEASURES, Row, Table, merged, of_gaps, of_requests, of_sums
+from paceline.observe.table import (
+    MEASURES,
+    OTHER,
+    Row,
+    Table,
+    merged,
+    of_gaps,
+    of_requests,
+    of_sums,
+)
 
 T = TypeVar("T")
 
@@ -33,7 +42,6 @@ LEVELS = ((2.0, 30), (10.0, 60), (120.0, 30))
 """Seconds of a slot, and how many are kept: a minute, ten minutes, an hour."""
 MAX_CELLS = 2048
 """Beyond so many, tenants are folded into one, then all else."""
-OTHER = "other"
 TURNED_AWAY = (429, 503)
 LEFT = 499
 

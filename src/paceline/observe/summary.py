@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from paceline.kernel.worker import WorkerState
-from paceline.observe.cluster import OTHER, Of, Snapshot, of_worker
+from paceline.observe.cluster import Of, Snapshot, of_worker
 from paceline.observe.sketch import BINS, Floats, Ints, middle, ranks
-from paceline.observe.table import GAP, MEASURES, SUMS, TIMED, renumbered, spread
+from paceline.observe.table import GAP, MEASURES, OTHER, SUMS, TIMED, renumbered, spread
 
 DIMENSIONS = Of._fields
 OF_WORKERS = frozenset(("model", "role", "node", "worker"))

@@ -37,6 +37,9 @@ SUMS = (
 OF_A_REQUEST = SUMS.index("worker_s")
 """Sums to which a request that is over adds; the others come from elsewhere."""
 
+OTHER = "other"
+"""Whoever is one too many to be counted by name."""
+
 Row = tuple[float, ...]
 """A request that is over: its cell, its measures (not a number: nothing measured), its sums."""
 
