@@ -8,8 +8,9 @@ import gc
 import signal
 import ssl
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from time import monotonic, time
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -30,8 +31,10 @@ from paceline.gateway.relay import GAP_BOUNDS
 from paceline.gateway.server import Gateway
 from paceline.host import Engine, LiveHost
 from paceline.kernel import Kernel, Settings
+from paceline.kernel.log import known_workers, opening
 from paceline.observe.admin import admin_app
 from paceline.observe.cluster import Cluster
+from paceline.observe.factlog import FactLog
 from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
 from paceline.observe.views import cluster_routes
@@ -54,11 +57,7 @@ async def serve(load: Callable[[], Config]) -> bool:
 
     `load` reads the configuration: at the start, and whenever a reload is asked for.
     """
-    config = load()
-    if config.log_facts is None:
-        return await _Application(load, config, None).run()
-    with open(config.log_facts, "wb") as fact_log:  # noqa: ASYNC230 (at the start, once)
-        return await _Application(load, config, fact_log).run()
+    return await _Application(load, load()).run()
 
 
 class Reloaded(msgspec.Struct, frozen=True):
@@ -75,9 +74,7 @@ class Reloaded(msgspec.Struct, frozen=True):
 class _Application:
     """One gateway process, and the orders that it takes."""
 
-    def __init__(
-        self, load: Callable[[], Config], config: Config, fact_log: BinaryIO | None
-    ) -> None:
+    def __init__(self, load: Callable[[], Config], config: Config) -> None:
         self.config = config
         self.log = configure(config.logging.level, config.logging.format)
         settings = Settings(
@@ -91,7 +88,9 @@ class _Application:
         timeouts = Timeouts(
             config.timeouts.connect_s, config.timeouts.first_token_s, config.timeouts.stall_s
         )
-        self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned)
+        self.facts = _fact_log(config, kernel)
+        on_fact = self.facts.write if self.facts is not None else None
+        self.host = LiveHost(kernel, timeouts, self._closed, time, on_fact, self._turned)
         self.quotas = Quotas(config.tenants)
         self.metrics = Metrics(
             kernel,
@@ -176,6 +175,8 @@ class _Application:
                 tasks.create_task(self._look(), name="look"),
                 tasks.create_task(admin.serve(), name="admin"),
             ]
+            if self.facts is not None:
+                running.insert(0, tasks.create_task(self.facts.run(), name="facts"))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._told_to_stop, number)
@@ -188,8 +189,11 @@ class _Application:
             await self._stop.wait()
             ended_well = await self._drain()
             admin.should_exit = True
-            for task in running[:3]:
-                task.cancel()
+            for task in running:
+                if task.get_name() != "admin":  # that one ends by itself
+                    task.cancel()
+        if self.facts is not None:
+            self.facts.close()
         return ended_well
 
     def _told_to_stop(self, number: int) -> None:
@@ -330,6 +334,20 @@ class _AdminServer(uvicorn.Server):
 def _kind(because: str, worker_id: str) -> str:
     """A reason without the worker's name, so that alike ones count together."""
     return because.replace(worker_id, "the worker")
+
+
+def _fact_log(config: Config, kernel: Kernel) -> FactLog | None:
+    """The log of facts, if one is wanted."""
+    if config.log_facts is None:
+        return None
+
+    def head(continued: bool) -> bytes:
+        now = monotonic()
+        first = opening(kernel.settings, continued, unix_at_0=time() - now)
+        return b"".join([first, *known_workers(kernel, now)])
+
+    observe = config.observe
+    return FactLog(Path(config.log_facts), observe.facts_mb * 2**20, observe.facts_files, head)
 
 
 def _directory(config: Config) -> Directory:

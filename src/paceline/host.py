@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import aiohttp
@@ -35,7 +35,6 @@ from paceline.gateway.link import EngineLink, Timeouts
 from paceline.gateway.ports import Turn
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
-from paceline.kernel.log import line, opening
 
 if TYPE_CHECKING:
     from paceline.engines.kvevents import Ears
@@ -91,7 +90,7 @@ class LiveHost:
         timeouts: Timeouts,
         on_closed: Callable[[Exchange], None],
         wall: Callable[[], float],
-        fact_log: BinaryIO | None = None,
+        on_fact: Callable[[float, Fact, Sequence[Command]], None] | None = None,
         on_turn: Callable[[Exchange, Turn, str], None] = lambda *_: None,
     ) -> None:
         self.kernel = kernel
@@ -107,9 +106,7 @@ class LiveHost:
         self._on_closed = on_closed
         self._on_turn = on_turn
         self._wall = wall
-        self._fact_log = fact_log
-        if fact_log is not None:
-            fact_log.write(opening(kernel.settings))
+        self._on_fact = on_fact
         self._tasks: asyncio.TaskGroup | None = None
         self._session: aiohttp.ClientSession | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -165,8 +162,8 @@ class LiveHost:
         """
         now = monotonic()
         commands = self.kernel.handle(fact, now)
-        if self._fact_log is not None:
-            self._fact_log.write(line(now, fact, commands))
+        if self._on_fact is not None:
+            self._on_fact(now, fact, commands)
         for command in commands:
             self.decisions.append(Decision(self._wall(), command))
             self._orders.append((command, now))
@@ -363,8 +360,6 @@ class LiveHost:
             await asyncio.sleep(SWEEP_S)
             self._expire(monotonic())
             self._settle()
-            if self._fact_log is not None:
-                self._fact_log.flush()
 
     def _expire(self, now: float) -> None:
         for exchange in list(self.exchanges.values()):

@@ -245,6 +245,11 @@ class Observe(msgspec.Struct, frozen=True, kw_only=True):
 
     max_tenants: Annotated[int, Meta(ge=1, le=10_000, description="a whole number")] = 100
     """Tenants with metrics of their own, 1 to 10,000; further ones count together as `other`."""
+    facts_mb: Megabytes = 64.0
+    """About how large the file of `log_facts` may become, above 0 to 4,096 megabytes; then it
+    becomes the first of the older files (`.1`, `.2`, ...), and a new one begins."""
+    facts_files: Annotated[int, Meta(ge=2, le=10_000, description="a whole number")] = 8
+    """How many files of `log_facts` are kept, the newest included, 2 to 10,000."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,7 +288,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     observe: Observe = Observe()
     """What is told of all that goes on."""
     log_facts: Name | None = None
-    """Path of the log of all facts, from which every decision can be replayed; left out: none."""
+    """Path of the log of all facts, from which every decision can be replayed; left out: none.
+    `observe.facts_mb` and `observe.facts_files` bound it."""
 
     @property
     def tiers(self) -> dict[str, Tier]:
