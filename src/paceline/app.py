@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic, time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
@@ -39,6 +39,9 @@ from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
 from paceline.observe.views import cluster_routes
 from paceline.wire.server import Limits, Server
+
+if TYPE_CHECKING:
+    from paceline.observe.otel import OpenTelemetry
 
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request was ended."""
@@ -104,6 +107,9 @@ class _Application:
         """Changed in place by a reload: others look here too."""
         own = ordinary_app(self.names, time(), self.ready)
         self.gateway = Gateway(self.host, _directory(config), self.names, own, quotas=self.quotas)
+        self.otel = _otel(config)
+        if self.otel is not None:
+            self.gateway.trace = self.otel.begin
         self.server = Server(self.gateway, _limits(config), monotonic)
         self.cluster = Cluster(
             kernel, self.host.gap_counts, self._attain, monotonic(), self.host.asked
@@ -121,10 +127,14 @@ class _Application:
         self.quotas.ended(outcome, monotonic())
         self.metrics.closed(outcome)
         self.cluster.closed(outcome)
+        if self.otel is not None:
+            self.otel.closed(exchange, outcome)
         request_line(self.log, outcome)
 
     def _turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
         asked = exchange.asked
+        if self.otel is not None:
+            self.otel.turned(asked.id, turn, because)
         match turn:
             case "shed":
                 self.metrics.shed(asked)
@@ -177,6 +187,8 @@ class _Application:
             ]
             if self.facts is not None:
                 running.insert(0, tasks.create_task(self.facts.run(), name="facts"))
+            if self.otel is not None:
+                running.insert(0, tasks.create_task(self.otel.run(), name="otel"))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._told_to_stop, number)
@@ -194,6 +206,8 @@ class _Application:
                     task.cancel()
         if self.facts is not None:
             self.facts.close()
+        if self.otel is not None:
+            await asyncio.to_thread(self.otel.close)
         return ended_well
 
     def _told_to_stop(self, number: int) -> None:
@@ -348,6 +362,17 @@ def _fact_log(config: Config, kernel: Kernel) -> FactLog | None:
 
     observe = config.observe
     return FactLog(Path(config.log_facts), observe.facts_mb * 2**20, observe.facts_files, head)
+
+
+def _otel(config: Config) -> OpenTelemetry | None:
+    """The way to an OpenTelemetry collector, if one is set."""
+    if config.observe.otlp is None:
+        return None
+    try:
+        from paceline.observe.otel import OpenTelemetry
+    except ImportError:
+        raise ConfigError(["observe.otlp: needs `pip install 'paceline[otel]'`"]) from None
+    return OpenTelemetry(str(config.observe.otlp), config.observe.sample)
 
 
 def _directory(config: Config) -> Directory:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, field
 
-from paceline.config.values import Address, Digest, EngineUrl, Key, Secret
+from paceline.config.values import Address, CollectorUrl, Digest, EngineUrl, Key, Secret
 from paceline.domain.promise import Promise, Tenant, Tier
 from paceline.domain.worker import Worker
 
@@ -245,6 +245,12 @@ class Observe(msgspec.Struct, frozen=True, kw_only=True):
 
     max_tenants: Annotated[int, Meta(ge=1, le=10_000, description="a whole number")] = 100
     """Tenants with metrics of their own, 1 to 10,000; further ones count together as `other`."""
+    otlp: CollectorUrl | None = None
+    """An OpenTelemetry collector's OTLP/HTTP receiver, as http://127.0.0.1:4318, for traces and
+    metrics (`pip install 'paceline[otel]'`); left out: none."""
+    sample: Annotated[float, Meta(ge=0, le=1, description="a share")] = 0.1
+    """Share of the requests that are traced, 0 to 1; one whose client says whether it is traced
+    (`traceparent`) is traced as the client says."""
     facts_mb: Megabytes = 64.0
     """About how large the file of `log_facts` may become, above 0 to 4,096 megabytes; then it
     becomes the first of the older files (`.1`, `.2`, ...), and a new one begins."""

@@ -80,6 +80,8 @@ class Gateway:
         """Public names and aliases of the models, each with the model it means."""
         self._host = host
         self._random = random_bytes
+        self.trace: Callable[[str, HttpRequest], None] | None = None
+        """Shown each request that is let in, with its id, to begin its trace in its headers."""
         self._uvicorn = uvicorn.Config(own, log_config=None, access_log=False, lifespan="off")
         self._uvicorn.load()
         self._state = ServerState()
@@ -147,6 +149,8 @@ class Gateway:
         request = with_way_down(request, self.directory.tiers, self.names.get)
         urgency = self.directory.urgency
         rate = self.quotas.admit(request, now)  # the last that may refuse: what is let in must end
+        if self.trace is not None:
+            self.trace(request_id, http)
         exchange = Exchange(self._host, connection, http, body, request, urgency, now, rate)
         connection.context = exchange
         self._host.open(exchange)
