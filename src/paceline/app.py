@@ -9,6 +9,7 @@ import signal
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from random import uniform
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request was ended."""
 
-LOOK_S = 1.0
-"""Between two looks at who uses the workers, and at what has happened."""
+LOOK_S = (1.5, 2.5)
+"""Between two looks at who uses the workers, and at what has happened: by chance, so that no rhythm
+of the load is taken for the whole."""
 
 ENDING = "the gateway is shutting down"
 
@@ -153,11 +155,11 @@ class _Application:
     async def _look(self) -> None:
         """Count what has happened, again and again."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(uniform(*LOOK_S))  # noqa: S311 (no secret)
             try:
                 await self.cluster.look_aside(monotonic())
             except Exception:  # what is counted is not worth a stream
-                self.log.exception("a bug kept the last second from being counted")
+                self.log.exception("a bug kept the last seconds from being counted")
 
     # From start to end.
 

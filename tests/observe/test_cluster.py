@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -77,6 +77,7 @@ def groups(told: Figures) -> dict[tuple[str, ...], Any]:
 seconds = st.floats(min_value=2 * LEAST, max_value=10_000.0)
 
 
+@settings(deadline=None)
 @given(st.lists(seconds, min_size=1, max_size=50))
 def test_what_stands_for_a_bin_is_within_one_percent_of_all_in_it(values: list[float]) -> None:
     found = middle(bins(np.array(values)))
@@ -88,6 +89,7 @@ def test_all_that_is_shorter_than_the_clock_can_tell_is_0_and_nothing_is_too_lon
     assert middle(bins(np.array([1e9])))[0] > 10_000
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(0.001, 100.0), min_size=1, max_size=80), min_size=1, max_size=4),
 )

@@ -6,7 +6,7 @@ import csv
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -16,7 +16,7 @@ from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel import Kernel, Settings
 from paceline.observe.cluster import Cluster
-from paceline.observe.cost import present_step, shares
+from paceline.observe.cost import shares
 from paceline.observe.summary import Figures, costs
 from paceline.observe.views import as_csv
 
@@ -38,10 +38,16 @@ def arrive(kernel: Kernel, name: str, tokens: int = 500, tenant: str = "acme") -
     kernel.handle(RequestArrived(request), 1.0)
 
 
+def taken(kernel: Kernel) -> dict[str, float]:
+    """Which part of a second each tenant takes."""
+    return {share.tenant: share.worker_s for share in shares(kernel.workers.values(), 1.0)}
+
+
 def asked(cluster: Cluster, *by: str) -> Figures:
     return costs(cluster.snapshot(60), by, lambda of: True)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5000), st.booleans()), max_size=30), st.integers(1, 3))
 def test_all_shares_of_a_worker_are_its_whole_time(
     sent: list[tuple[int, bool]], workers: int
@@ -51,12 +57,11 @@ def test_all_shares_of_a_worker_are_its_whole_time(
         arrive(kernel, str(i), tokens, tenant=f"t{i % 3}")
         if decodes:
             kernel.handle(FirstTokenSeen(str(i), 1.1), 1.1)
-    for state in kernel.workers.values():
-        parts = [part for _, part in present_step(state)]
-        assert all(part >= 0 for part in parts)
-        assert sum(parts) == pytest.approx(1.0 if state.ledger.entries else 0.0)
     divided = list(shares(kernel.workers.values(), 2.0))
     assert sum(share.worker_s for share in divided) == pytest.approx(2.0 * workers)
+    assert all(share.worker_s >= 0 for share in divided)
+    idle = {share.worker for share in divided if not share.tier}
+    assert idle == {w.worker.id for w in kernel.workers.values() if not w.ledger.entries}
     assert sum(share.cost for share in divided) == pytest.approx(2.0 * workers * PER_HOUR / 3600)
 
 
@@ -81,22 +86,20 @@ def test_what_all_have_paid_and_nobody_took_is_what_the_workers_cost() -> None:
 def test_streams_share_decoding_and_a_long_prompt_pays_for_how_it_lengthens_the_step() -> None:
     kernel = fleet()
     for name in ("a", "b"):
-        arrive(kernel, name)
+        arrive(kernel, name, tenant=name)
         kernel.handle(FirstTokenSeen(name, 1.1), 1.1)
-    (state,) = kernel.workers.values()
-    parts = {entry.request.id: part for entry, part in present_step(state)}
+    parts = taken(kernel)
     assert parts["a"] == parts["b"] == pytest.approx(0.5)
-    arrive(kernel, "long", 900)
-    parts = {entry.request.id: part for entry, part in present_step(state)}
+    arrive(kernel, "long", 900, tenant="long")
+    parts = taken(kernel)
     assert parts["a"] == parts["b"] < parts["long"]
 
 
 def test_prompts_that_have_no_room_in_the_step_pay_nothing_yet() -> None:
     kernel = fleet()
     for name in ("first", "second", "third"):
-        arrive(kernel, name, 800)
-    (state,) = kernel.workers.values()
-    parts = {entry.request.id: part for entry, part in present_step(state)}
+        arrive(kernel, name, 800, tenant=name)
+    parts = taken(kernel)
     assert set(parts) == {"first", "second"}
     assert parts["first"] == pytest.approx(800 / 1024)
 

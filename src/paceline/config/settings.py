@@ -248,7 +248,7 @@ class Observe(msgspec.Struct, frozen=True, kw_only=True):
     otlp: CollectorUrl | None = None
     """An OpenTelemetry collector's OTLP/HTTP receiver, as http://127.0.0.1:4318, for traces and
     metrics (`pip install 'paceline[otel]'`); left out: none."""
-    sample: Annotated[float, Meta(ge=0, le=1, description="a share")] = 0.1
+    sample: Annotated[float, Meta(ge=0, le=1, description="a share")] = 0.01
     """Share of the requests that are traced, 0 to 1; one whose client says whether it is traced
     (`traceparent`) is traced as the client says."""
     facts_mb: Megabytes = 64.0

@@ -107,7 +107,7 @@ class Gateway:
             if isinstance(exchange, Exchange):
                 exchange.on_bug()
             else:
-                log.exception("a bug ended a request", request_id=request_id)
+                log.exception("a bug ended a request", id=request_id)
                 failed = PacelineError("Paceline itself failed at this request.")
                 connection.answer(failed.status, failed.to_openai())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import nan
 from typing import NamedTuple, TypeVar
@@ -21,7 +21,7 @@ from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
-from paceline.observe.cost import Share, shares
+from paceline.observe.cost import shares
 from paceline.observe.sketch import BINS, Ints
 from paceline.observe.table import (
     MEASURES,
@@ -41,7 +41,7 @@ WINDOWS = (10, 60, 600, 3600)
 LEVELS = ((2.0, 30), (10.0, 60), (120.0, 30))
 """Seconds of a slot, and how many are kept: a minute, ten minutes, an hour."""
 MAX_CELLS = 2048
-"""Beyond so many, tenants are folded into one, then all else."""
+"""Beyond so many, tenants count as one, or all else does too."""
 TURNED_AWAY = (429, 503)
 LEFT = 499
 
@@ -78,15 +78,22 @@ class Slot(NamedTuple):
     table: Table
 
 
+class _Gaps(NamedTuple):
+    """Gaps as the relay has counted them up to now."""
+
+    keys: list[tuple[str, str, str]]
+    counts: Ints
+
+
 class _Gathered(NamedTuple):
     """What is new since the last look."""
 
     rows: list[Row]
-    cells: list[int]
+    cells: Ints
     """Of which gaps are told."""
-    gaps: list[list[int]]
-    gaps_before: list[list[int]]
-    sums: list[tuple[int, str, float]]
+    gaps: Ints
+    spent: Sequence[Row]
+    preempted: Sequence[Row]
 
 
 class Cells:
@@ -100,17 +107,15 @@ class Cells:
 
     def number(self, model: str, tier: str, tenant: str, worker: str) -> int:
         """The cell of these."""
-        for key in (
-            (model, tier, tenant, worker),
-            (model, tier, OTHER, worker),
-            (OTHER, OTHER, OTHER, OTHER),
-        ):
+        key = (model, tier, tenant, worker)
+        known = self._numbers.get(key)
+        if known is None and len(self._numbers) >= MAX_CELLS:
+            key = (model, tier, tenant and OTHER, worker)
             known = self._numbers.get(key)
-            if known is not None:
-                return known
-            if len(self._numbers) < MAX_CELLS - 1 or key[0] == OTHER:
-                return self._new(key)
-        raise AssertionError("the last of them always has room")
+            if known is None:  # whoever has no tier or tenant is nobody, and stays so
+                key = (OTHER, tier and OTHER, tenant and OTHER, OTHER)
+                known = self._numbers.get(key)
+        return known if known is not None else self._new(key)
 
     def _new(self, key: tuple[str, str, str, str]) -> int:
         model, tier, tenant, worker_id = key
@@ -178,7 +183,7 @@ class Cluster:
         self._lock = asyncio.Lock()
         self._levels = [_Level(seconds, count, now) for seconds, count in LEVELS]
         self._rows: list[Row] = []
-        self._gaps_before: dict[tuple[str, str, str], list[int]] = {}
+        self._gaps_before = _Gaps([], np.empty((0, 0), np.int64))
         self._preemptions: dict[str, int] = {}
 
     def closed(self, outcome: Outcome) -> None:
@@ -211,7 +216,7 @@ class Cluster:
         )
 
     def look(self, now: float) -> None:
-        """Take in what has happened since the last look. To be called about once a second."""
+        """Take in what has happened since the last look. To be called every two seconds, about."""
         self._forget(self._fold(self._gathered(now), now))
 
     async def look_aside(self, now: float) -> None:
@@ -226,27 +231,38 @@ class Cluster:
 
     def _gathered(self, now: float) -> _Gathered:
         rows, self._rows = self._rows, []
-        before, self._gaps_before = self._gaps_before, {k: [*v] for k, v in self._gaps.items()}
-        nothing = [0] * max(map(len, self._gaps_before.values()), default=0)
-        cells = [self.cells.number(model, tier, "", worker) for model, tier, worker in self._gaps]
-        spent = shares(self._kernel.workers.values(), now - self._looked_at, self._asked)
-        self._looked_at = now
-        return _Gathered(
-            rows,
-            cells,
-            list(self._gaps_before.values()),
-            [before.get(key, nothing) for key in self._gaps_before],
-            [*self._priced(spent), *self._new_preemptions()],
-        )
+        seconds, self._looked_at = now - self._looked_at, now
+        number = self.cells.number
+        spent = [
+            (number(*share[:4]), share.worker_s, share.cost)
+            for share in shares(self._kernel.workers.values(), seconds, self._asked)
+        ]
+        return _Gathered(rows, *self._new_gaps(), spent, list(self._new_preemptions()))
+
+    def _new_gaps(self) -> tuple[Ints, Ints]:
+        """Cells, and how many gaps each has had since the last look."""
+        keys = list(self._gaps)
+        counts = np.array(list(self._gaps.values()), np.int64)
+        cells = [self.cells.number(model, tier, "", worker) for model, tier, worker in keys]
+        before = self._gaps_before
+        if keys == before.keys:
+            more = counts - before.counts
+        else:
+            known = dict(zip(before.keys, before.counts, strict=True))
+            more = counts - np.array(
+                [known.get(key, 0 * row) for key, row in zip(keys, counts, strict=True)]
+            )
+        self._gaps_before = _Gaps(keys, counts)
+        return np.array(cells, np.int64), more
 
     def _fold(self, new: _Gathered, now: float) -> Ints | None:
         """Put what is new into the slots; gives the cells in use, when old ones may have gone."""
         parts = self._levels[0].parts
         parts.append(of_requests(new.rows))
-        if new.cells:
-            gaps = np.array(new.gaps) - np.array(new.gaps_before)
-            parts.append(of_gaps(np.array(new.cells), gaps))
-        parts.append(of_sums(new.sums))
+        if len(new.cells):
+            parts.append(of_gaps(new.cells, new.gaps))
+        parts.append(of_sums(new.spent, "worker_s", "cost"))
+        parts.append(of_sums(new.preempted, "preemptions"))
         slot = None
         for finer, coarser in pairwise([*self._levels, None]):
             assert finer is not None
@@ -265,19 +281,12 @@ class Cluster:
         if used is not None:
             self.cells.keep({*used.tolist(), *(int(row[0]) for row in self._rows)})
 
-    def _new_preemptions(self) -> Iterator[tuple[int, str, float]]:
+    def _new_preemptions(self) -> Iterator[Row]:
         before, self._preemptions = self._preemptions, {}
         for worker_id, state in self._kernel.workers.items():
             count = self._preemptions[worker_id] = state.preemptions
             if more := count - before.get(worker_id, count):
-                cell = self.cells.number(state.worker.model, "", "", worker_id)
-                yield cell, "preemptions", more
-
-    def _priced(self, spent: Iterable[Share]) -> Iterator[tuple[int, str, float]]:
-        for share in spent:
-            cell = self.cells.number(share.model, share.tier, share.tenant, share.worker)
-            yield cell, "worker_s", share.worker_s
-            yield cell, "cost", share.cost
+                yield self.cells.number(state.worker.model, "", "", worker_id), more
 
     # What can be asked.
 

@@ -9,7 +9,6 @@ worker are its whole time together; that of an idle one is nobody's.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -46,33 +45,48 @@ def shares(
     `asked`: what a request was when it came. Whatever it is served as, its own tier pays.
     """
     for state in workers:
-        spent: Counter[tuple[str, str, str]] = Counter()
-        for entry, part in present_step(state):
-            request = asked(entry.request)
-            spent[request.model, request.tier, request.tenant] += part  # type: ignore[assignment]
+        step = present_step(state)
+        spent: dict[tuple[str, str, str], float] = {}
+        for part_s, entries in ((step.decode, step.decoding), (step.prefill, step.prefilling)):
+            whole = seconds * part_s / (sum(entries.values()) or 1.0)
+            for entry, weight in entries.items():
+                request = asked(entry.request)
+                key = (request.model, request.tier, request.tenant)
+                spent[key] = spent.get(key, 0.0) + weight * whole
         if not spent:
-            spent[state.worker.model, "", ""] = 1
+            spent[state.worker.model, "", ""] = seconds
         per_s = state.worker.cost_per_hour / HOUR_S
-        for key, part in spent.items():
-            yield Share(*key, state.worker.id, part * seconds, part * seconds * per_s)
+        for (model, tier, tenant), worker_s in spent.items():
+            yield Share(model, tier, tenant, state.worker.id, worker_s, worker_s * per_s)
 
 
-def present_step(state: WorkerState) -> Iterator[tuple[Entry, float]]:
-    """Which part of the step that a worker is in is due to which request? They add up to 1."""
+class PresentStep(NamedTuple):
+    """The step that a worker is in. What it decodes and what it prefills are 1 together."""
+
+    decode: float
+    prefill: float
+    """Which part of its time is due to it."""
+    decoding: dict[Entry, float]
+    prefilling: dict[Entry, float]
+    """Whose tokens, and how many."""
+
+
+def present_step(state: WorkerState) -> PresentStep:
+    """What is in the step, as far as can be told; no part of anything for an idle worker."""
     ledger = state.ledger
-    decoding = [entry for entry in ledger.entries.values() if entry.decoding]
-    room = max(state.windows.budget - len(decoding), LEAST_ROOM)
-    prefilling = []
-    for entry in ledger.entries.values():  # in the order in which they were sent
-        if room > 0 and not entry.decoding:
-            prefilling.append((entry, min(entry.uncached, room)))
-            room -= entry.uncached
-    tokens = sum(part for _, part in prefilling)
-    curve, streams = curve_of(state.timing.model().theta), len(decoding)
+    decoding = {entry: 1.0 for entry in ledger.entries.values() if entry.decoding}
+    prefilling: dict[Entry, float] = {}
+    streams = len(decoding)
+    if streams < len(ledger.entries):
+        room = max(state.windows.budget - streams, LEAST_ROOM)
+        for entry in ledger.entries.values():  # in the order in which they were sent
+            if room > 0 and not entry.decoding:
+                prefilling[entry] = min(entry.uncached, room)
+                room -= entry.uncached
+    if not (decoding and prefilling):
+        return PresentStep(float(bool(decoding)), float(bool(prefilling)), decoding, prefilling)
+    curve = curve_of(state.timing.model().theta)
     context_s = curve.kv_s * ledger.kv
-    step_s = curve.at(streams + tokens) + context_s
-    decode_s = step_s if not tokens else curve.at(streams) + context_s if streams else 0.0
-    for entry in decoding:
-        yield entry, decode_s / step_s / streams
-    for entry, part in prefilling:
-        yield entry, (step_s - decode_s) / step_s * (part / tokens)
+    step_s = curve.at(streams + sum(prefilling.values())) + context_s
+    decode = (curve.at(streams) + context_s) / step_s
+    return PresentStep(decode, 1.0 - decode, decoding, prefilling)

@@ -66,9 +66,12 @@ class FactLog:
         try:
             while True:
                 await asyncio.sleep(WRITE_S)
-                data, head = self._taken()
-                self._writing = asyncio.ensure_future(asyncio.to_thread(self._put, data, head))
-                await asyncio.shield(self._writing)
+                try:
+                    data, head = self._taken()
+                    self._writing = asyncio.ensure_future(asyncio.to_thread(self._put, data, head))
+                    await asyncio.shield(self._writing)
+                except Exception:  # no log is worth a stream
+                    log.exception("a bug kept facts from being written")
         finally:
             if self._writing is not None:
                 await self._writing

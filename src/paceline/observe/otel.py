@@ -15,6 +15,7 @@ from random import random
 from time import monotonic, time_ns
 from typing import NamedTuple, Protocol
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -36,6 +37,8 @@ from opentelemetry.trace import (
 from paceline import __version__
 from paceline.domain.outcome import Outcome
 from paceline.observe.otel_metrics import GenAiMetrics, attributes
+
+log = structlog.get_logger("paceline")
 
 PARENT = re.compile(
     r"(?!ff|00-.{52}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
@@ -167,7 +170,10 @@ class OpenTelemetry:
         """Export the metrics, again and again."""
         while True:
             await asyncio.sleep(METRICS_S)
-            await asyncio.to_thread(self._export)
+            try:
+                await asyncio.to_thread(self._export)
+            except Exception:  # metrics are not worth a stream
+                log.exception("metrics were not exported")
 
     def _export(self) -> None:
         data = self._metrics.data(self._resource, self._scope)

@@ -82,14 +82,14 @@ def of_gaps(cells: Ints, gaps: Ints) -> Table:
     return merged([EMPTY._replace(codes=codes, counts=gaps[row, place])])
 
 
-def of_sums(told: Sequence[tuple[int, str, float]]) -> Table:
-    """Single sums: cell, which one, how much more."""
-    if not told:
+def of_sums(rows: Sequence[Row], *names: str) -> Table:
+    """Some sums by themselves: of each row the first is the cell."""
+    if not rows:
         return EMPTY
-    sums = np.zeros((len(told), len(SUMS)))
-    for row, (_, name, more) in enumerate(told):
-        sums[row, SUMS.index(name)] = more
-    cells, sums = _summed(np.array([cell for cell, _, _ in told]), sums)
+    told = np.array(rows)
+    sums = np.zeros((len(rows), len(SUMS)))
+    sums[:, [SUMS.index(name) for name in names]] = told[:, 1:]
+    cells, sums = _summed(told[:, 0].astype(np.int64), sums)
     return EMPTY._replace(cells=cells, sums=sums)
 
 
@@ -124,7 +124,9 @@ def spread(table: Table, size: int) -> tuple[Ints, Floats]:
 
 def _summed(cells: Ints, sums: Floats) -> tuple[Ints, Floats]:
     """Rows of the same cell in one."""
-    found, place = np.unique(cells, return_inverse=True)
-    total = np.zeros((len(found), len(SUMS)))
-    np.add.at(total, place, sums)
-    return found, total
+    if not len(cells):
+        return cells, sums
+    order = cells.argsort(kind="stable")
+    ordered = cells[order]
+    first = np.flatnonzero(np.diff(ordered, prepend=-1))
+    return ordered[first], np.add.reduceat(sums[order], first, axis=0)
