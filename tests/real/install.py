@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if what in ("model", "all"):
             _make(model_gguf(), f"{SMOLLM2} {SMOLLM2_SHA256}", _download_gguf)
             _convert_for_vllm()
-        if what in ("prometheus", "all"):
+        if what == "prometheus" or (what == "all" and shutil.which("apt-get")):
             _make(prometheus_home(), "debian", _unpack_prometheus)
     return 0
 

@@ -77,10 +77,9 @@ def report(
     found = grouped(snapshot, by, wanted)
     whole = Grouped([()], found.counts.sum(0, keepdims=True), found.sums.sum(0, keepdims=True))
     parts = [_figures(part, snapshot.covered_s, bounds, gap_counts) for part in (whole, found)]
-    if engines is not None:
-        parts[0][0]["engine"] = engines.all_of_them(whole.sums[0])
-        for group, told, sums in zip(found.groups, parts[1], found.sums, strict=True):
-            told["engine"] = engines.of(group, sums)
+    parts[0][0]["engine"] = engines and engines.all_of_them(whole.sums[0])
+    for group, told, sums in zip(found.groups, parts[1], found.sums, strict=True):
+        told["engine"] = engines and engines.of(group, sums)
     named = [
         {"of": dict(zip(by, group, strict=True)), **told}
         for group, told in zip(found.groups, parts[1], strict=True)

@@ -76,7 +76,7 @@ def cluster_routes(
 
     async def cost(request: Request) -> Response:
         """What the workers cost in the `window`, `by` whoever took their time; `format=csv`."""
-        window_s, by, where = _asked(request, default="tenant")
+        window_s, by, where = _asked(request, default="tenant", window="3600")
         at = wall()
 
         def work() -> Figures:
@@ -99,9 +99,11 @@ def cluster_routes(
     ]
 
 
-def _asked(request: Request, default: str) -> tuple[int, list[str], dict[str, str]]:
+def _asked(
+    request: Request, default: str, window: str = "60"
+) -> tuple[int, list[str], dict[str, str]]:
     """Which window, by which dimensions, and what is wanted of them."""
-    text = request.query_params.get("window", "60")
+    text = request.query_params.get("window", window)
     if text not in map(str, WINDOWS):
         raise InvalidRequest(
             f"window must be one of {', '.join(map(str, WINDOWS))}", param="window"
