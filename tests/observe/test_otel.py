@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from structlog.testing import capture_logs
 
 from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Promise
@@ -253,8 +254,10 @@ def test_a_collector_that_is_away_costs_nothing_but_a_little_patience_at_the_end
         otel.begin(str(number), http())
         otel.closed(life(), replace(OUTCOME, request=replace(REQUEST, id=str(number))))
     began = monotonic()
-    otel.close()
+    with capture_logs() as said:
+        otel.close()
     assert monotonic() - began < 20.0
+    assert [event["event"] for event in said] == ["traces or metrics are lost"]
 
 
 # The whole gateway.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 from collections.abc import Callable
+from math import inf
 from random import random
 from time import monotonic, time_ns
 from typing import NamedTuple, Protocol
@@ -54,6 +56,8 @@ OPERATIONS = {
 }
 METRICS_S = 15.0
 """Between two exports of metrics."""
+COMPLAINT_S = 600.0
+"""Between two lines in the log about a collector that takes nothing."""
 PATIENCE_S = 2.0
 """With a collector: for one export, and for the last ones at the end."""
 
@@ -87,6 +91,7 @@ class OpenTelemetry:
     def __init__(self, url: str, sample: float, chance: Callable[[], float] = random) -> None:
         """`url`: of its OTLP/HTTP receiver, as http://collector:4318."""
         base = url.rstrip("/")
+        _Complaints.take_over()
         self._resource = Resource.create(
             {"service.name": "paceline", "service.version": __version__}
         )
@@ -187,6 +192,24 @@ class OpenTelemetry:
         self._provider.force_flush(int(PATIENCE_S * 1e3))
         self._exporter.shutdown()
         self._provider.shutdown()
+
+
+class _Complaints(logging.Handler):
+    """What OpenTelemetry says of its troubles every few seconds, said in our words now and then."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said_at = -inf
+
+    @classmethod
+    def take_over(cls) -> None:
+        theirs = logging.getLogger("opentelemetry")
+        theirs.handlers, theirs.propagate = [cls()], False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if monotonic() - self._said_at > COMPLAINT_S:
+            self._said_at = monotonic()
+            log.warning("traces or metrics are lost", because=record.getMessage()[:300])
 
 
 def error_type(outcome: Outcome) -> str:
