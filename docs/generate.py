@@ -41,10 +41,12 @@ from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
+from paceline.observe.cluster import Cluster
 from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.findings import diagnosis_routes
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
+from paceline.observe.views import cluster_routes
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
 from paceline.simulator.scenario import Scenario
@@ -486,7 +488,11 @@ def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple
 def admin_of(kernel: Kernel) -> Starlette:
     metrics = Metrics(kernel, {}, GAP_BOUNDS)
     clocks = (lambda: 0.0, lambda: 0.0)
-    views = diagnosis_routes(Diagnosis(kernel, Stalls(kernel), clocks))
+    cluster = Cluster(kernel, {}, lambda tier: 1.0, 0.0)
+    views = [
+        *diagnosis_routes(Diagnosis(kernel, Stalls(kernel), clocks)),
+        *cluster_routes(cluster, kernel, GAP_BOUNDS, lambda: 0.0),
+    ]
     return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0, views)
 
 
@@ -497,7 +503,7 @@ def exposition() -> str:
     request = Request("r", "m", "t", "standard", Promise())
     kernel.handle(facts.RequestArrived(request), 0.0)
     gaps = {("m", "standard", "w"): [0] * (len(GAP_BOUNDS) + 1)}
-    metrics = Metrics(kernel, gaps, GAP_BOUNDS, lambda: {"t": 1})
+    metrics = Metrics(kernel, gaps, GAP_BOUNDS, lambda: {"t": 1}, lambda: {"standard": 0.95})
     over = Outcome(
         request=request,
         worker="w",

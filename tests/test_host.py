@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import time
 from typing import Any
 
@@ -21,7 +21,7 @@ from paceline.engines.engine import Engine, adapter_of
 from paceline.gateway.link import Timeouts
 from paceline.host import LiveHost
 from paceline.kernel import Kernel, Settings
-from paceline.kernel.log import replay
+from paceline.kernel.log import line, opening, replay
 from paceline.kernel.worker import WorkerState
 
 UNTIL_S = 10.0
@@ -124,7 +124,11 @@ class Answering:
 
 
 def hosting(kernel: Any, log: io.BytesIO | None = None) -> LiveHost:
-    return LiveHost(kernel, Timeouts(), lambda exchange: None, time, log)
+    def on_fact(now: float, fact: Fact, commands: Sequence[Command]) -> None:
+        if log is not None:
+            log.write(line(now, fact, commands))
+
+    return LiveHost(kernel, Timeouts(), lambda exchange: None, time, on_fact)
 
 
 def test_commands_run_in_the_order_in_which_they_were_given() -> None:
@@ -174,8 +178,10 @@ def test_a_bug_at_one_request_keeps_no_other_from_its_turn() -> None:
 
 def test_facts_told_while_acting_are_logged_as_the_kernel_took_them() -> None:
     async def told() -> bytes:
-        log = io.BytesIO()
-        host = hosting(Kernel(Settings(policy="round-robin")), log)
+        settings = Settings(policy="round-robin")
+        log = io.BytesIO(opening(settings))
+        log.seek(0, io.SEEK_END)
+        host = hosting(Kernel(settings), log)
 
         def act(command: Command) -> None:
             if isinstance(command, Dispatch) and command.worker_id == "w0":

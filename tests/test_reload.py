@@ -81,7 +81,7 @@ class Running:
             self.port, self.admin_port = (s.getsockname()[1] for s in (listen, admin))
         self.write(text)
         read = partial(load, file, {"KEY": "secret-of-acme"})
-        self.app = _Application(read, read(), None)
+        self.app = _Application(read, read())
 
     @property
     def admin(self) -> str:

@@ -8,8 +8,10 @@ import gc
 import signal
 import ssl
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from random import uniform
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvicorn
@@ -18,6 +20,7 @@ from paceline.config import Config
 from paceline.config.running import changes, parse_worker, visible
 from paceline.config.values import EngineUrl
 from paceline.domain.errors import ConfigError, InvalidRequest, NotFound, Unavailable
+from paceline.domain.promise import Tier
 from paceline.domain.worker import Worker
 from paceline.engines.engine import Engine
 from paceline.gateway.auth import Directory
@@ -29,23 +32,33 @@ from paceline.gateway.ports import Turn
 from paceline.gateway.quota import Quotas
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.gateway.server import Gateway
-from paceline.host import LiveHost
+from paceline.host import LiveHost, Observer
 from paceline.kernel import Kernel, Settings
+from paceline.kernel.log import known_workers, opening
 from paceline.observe.admin import admin_app
+from paceline.observe.cluster import Cluster
 from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.factlog import FactLog
 from paceline.observe.findings import diagnosis_routes
+from paceline.observe.lag import watch_lag
 from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
+from paceline.observe.views import cluster_routes
 from paceline.wire.server import Limits, Server
 
 if TYPE_CHECKING:
+    from paceline.observe.otel import OpenTelemetry
     from paceline.tokens import Prompts
 
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request was ended."""
 
 EXTRA = "pip install 'paceline[tokens]'"
+LOOK_S = (1.5, 2.5)
+"""Between two looks at who uses the workers, and at what has happened: by chance, so that no rhythm
+of the load is taken for the whole."""
+
 ENDING = "the gateway is shutting down"
 
 Fleet = dict[str, tuple[Worker, str]]
@@ -57,11 +70,7 @@ async def serve(load: Callable[[], Config]) -> bool:
 
     `load` reads the configuration: at the start, and whenever a reload is asked for.
     """
-    config = load()
-    if config.log_facts is None:
-        return await _Application(load, config, None).run()
-    with open(config.log_facts, "wb") as fact_log:  # noqa: ASYNC230 (at the start, once)
-        return await _Application(load, config, fact_log).run()
+    return await _Application(load, load()).run()
 
 
 class Reloaded(msgspec.Struct, frozen=True):
@@ -78,9 +87,7 @@ class Reloaded(msgspec.Struct, frozen=True):
 class _Application:
     """One gateway process, and the orders that it takes."""
 
-    def __init__(
-        self, load: Callable[[], Config], config: Config, fact_log: BinaryIO | None
-    ) -> None:
+    def __init__(self, load: Callable[[], Config], config: Config) -> None:
         self.config = config
         self.log = configure(config.logging.level, config.logging.format)
         settings = Settings(
@@ -94,10 +101,21 @@ class _Application:
         timeouts = Timeouts(
             config.timeouts.connect_s, config.timeouts.first_token_s, config.timeouts.stall_s
         )
-        stalls = Stalls(kernel)
-        self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned, stalls)
+        self.stalls = Stalls(kernel)
+        self.facts = _fact_log(config, kernel)
+        observers: list[Observer] = [self.stalls.saw]
+        if self.facts is not None:
+            observers.insert(0, self.facts.write)
+        self.host = LiveHost(kernel, timeouts, self._closed, time, observers, self._turned)
         self.quotas = Quotas(config.tenants)
-        self.metrics = Metrics(kernel, self.host.gap_counts, GAP_BOUNDS, self._refusals)
+        self.metrics = Metrics(
+            kernel,
+            self.host.gap_counts,
+            GAP_BOUNDS,
+            self._refusals,
+            lambda: {name: tier.attain for name, tier in self.gateway.directory.tiers.items()},
+            config.observe.max_tenants,
+        )
         self.names = config.aliases
         """Changed in place by a reload: others look here too."""
         own = ordinary_app(self.names, time(), self.ready)
@@ -110,9 +128,18 @@ class _Application:
             quotas=self.quotas,
             prompts=self.prompts,
         )
+        self.otel = _otel(config)
+        if self.otel is not None:
+            self.gateway.trace = self.otel.begin
         self.server = Server(self.gateway, _limits(config), monotonic)
-        diagnosis = Diagnosis(kernel, stalls, (monotonic, time), self._refusals)
-        views = diagnosis_routes(diagnosis)
+        self.cluster = Cluster(
+            kernel, self.host.gap_counts, self._attain, monotonic(), self.host.asked
+        )
+        diagnosis = Diagnosis(kernel, self.stalls, (monotonic, time), self._refusals)
+        views = [
+            *diagnosis_routes(diagnosis),
+            *cluster_routes(self.cluster, kernel, GAP_BOUNDS, time),
+        ]
         self.admin = admin_app(kernel, self.metrics, self, monotonic, views)
         self._load = load
         self._reloading = asyncio.Lock()
@@ -126,10 +153,15 @@ class _Application:
         if self.prompts is not None:
             self.prompts.ended(outcome)
         self.metrics.closed(outcome)
+        self.cluster.closed(outcome)
+        if self.otel is not None:
+            self.otel.closed(exchange, outcome)
         request_line(self.log, outcome)
 
     def _turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
         asked = exchange.asked
+        if self.otel is not None:
+            self.otel.turned(asked.id, turn, because)
         match turn:
             case "shed":
                 self.metrics.shed(asked)
@@ -140,6 +172,19 @@ class _Application:
 
     def _refusals(self) -> dict[str, int]:
         return {usage.tenant: usage.refused for usage in self.quotas.usage(monotonic())}
+
+    def _attain(self, tier: str) -> float:
+        """Share of its promises that a tier is to keep; of one that is gone, what is usual."""
+        return self.gateway.directory.tiers.get(tier, Tier(tier)).attain
+
+    async def _look(self) -> None:
+        """Count what has happened, again and again."""
+        while True:
+            await asyncio.sleep(uniform(*LOOK_S))  # noqa: S311 (no secret)
+            try:
+                await self.cluster.look_aside(monotonic())
+            except Exception:  # what is counted is not worth a stream
+                self.log.exception("a bug kept the last seconds from being counted")
 
     # From start to end.
 
@@ -164,8 +209,14 @@ class _Application:
             running = [
                 tasks.create_task(self.host.run(engines), name="host"),
                 tasks.create_task(self.server.sweep(), name="sweep"),
+                tasks.create_task(self._look(), name="look"),
+                tasks.create_task(watch_lag(self.stalls.lag), name="lag"),
                 tasks.create_task(admin.serve(), name="admin"),
             ]
+            if self.facts is not None:
+                running.insert(0, tasks.create_task(self.facts.run(), name="facts"))
+            if self.otel is not None:
+                running.insert(0, tasks.create_task(self.otel.run(), name="otel"))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._told_to_stop, number)
@@ -178,10 +229,15 @@ class _Application:
             await self._stop.wait()
             ended_well = await self._drain()
             admin.should_exit = True
-            for task in running[:2]:
-                task.cancel()
+            for task in running:
+                if task.get_name() != "admin":  # that one ends by itself
+                    task.cancel()
         if self.prompts is not None:
             self.prompts.close()
+        if self.facts is not None:
+            self.facts.close()
+        if self.otel is not None:
+            await asyncio.to_thread(self.otel.close)
         return ended_well
 
     def _told_to_stop(self, number: int) -> None:
@@ -324,6 +380,31 @@ class _AdminServer(uvicorn.Server):
 def _kind(because: str, worker_id: str) -> str:
     """A reason without the worker's name, so that alike ones count together."""
     return because.replace(worker_id, "the worker")
+
+
+def _fact_log(config: Config, kernel: Kernel) -> FactLog | None:
+    """The log of facts, if one is wanted."""
+    if config.log_facts is None:
+        return None
+
+    def head(continued: bool) -> bytes:
+        now = monotonic()
+        first = opening(kernel.settings, continued, unix_at_0=time() - now)
+        return b"".join([first, *known_workers(kernel, now)])
+
+    observe = config.observe
+    return FactLog(Path(config.log_facts), observe.facts_mb * 2**20, observe.facts_files, head)
+
+
+def _otel(config: Config) -> OpenTelemetry | None:
+    """The way to an OpenTelemetry collector, if one is set."""
+    if config.observe.otlp is None:
+        return None
+    try:
+        from paceline.observe.otel import OpenTelemetry
+    except ImportError:
+        raise ConfigError(["observe.otlp: needs `pip install 'paceline[otel]'`"]) from None
+    return OpenTelemetry(str(config.observe.otlp), config.observe.sample)
 
 
 def _directory(config: Config) -> Directory:

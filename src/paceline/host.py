@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import aiohttp
@@ -37,6 +37,7 @@ from paceline.domain.facts import (
     WorkerReported,
 )
 from paceline.domain.kvevents import BlockForm
+from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.engines.detect import detect
 from paceline.engines.engine import Engine, refused
@@ -45,8 +46,6 @@ from paceline.gateway.link import EngineLink, Timeouts
 from paceline.gateway.ports import Turn
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
-from paceline.kernel.log import line, opening
-from paceline.observe.lag import watch_lag
 
 if TYPE_CHECKING:
     from paceline.engines.kvevents import Ears
@@ -62,16 +61,8 @@ DECISIONS = 1000
 log = structlog.get_logger("paceline")
 
 
-class Observer(Protocol):
-    """Somebody beside the kernel."""
-
-    def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
-        """The kernel has handled a fact."""
-        ...
-
-    def lag(self, at: float, seconds: float) -> None:
-        """The event loop came so many seconds late to what was due."""
-        ...
+Observer = Callable[[float, Fact, Sequence[Command]], None]
+"""Told of each fact, when it came and what followed, once the kernel has handled it."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -91,9 +82,8 @@ class LiveHost:
         timeouts: Timeouts,
         on_closed: Callable[[Exchange], None],
         wall: Callable[[], float],
-        fact_log: BinaryIO | None = None,
+        observers: Sequence[Observer] = (),
         on_turn: Callable[[Exchange, Turn, str], None] = lambda *_: None,
-        observer: Observer | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.kernel = kernel
@@ -108,12 +98,9 @@ class LiveHost:
         self._timeouts = timeouts
         self._on_closed = on_closed
         self._on_turn = on_turn
-        self._observer = observer
+        self._observers = observers
         self._wall = wall
         self._random = random_bytes
-        self._fact_log = fact_log
-        if fact_log is not None:
-            fact_log.write(opening(kernel.settings))
         self._tasks: asyncio.TaskGroup | None = None
         self._session: aiohttp.ClientSession | None = None
         self._probes: dict[str, asyncio.Task[None]] = {}
@@ -139,6 +126,11 @@ class LiveHost:
 
     def link(self, worker_id: str) -> EngineLink:
         return self.links[worker_id]
+
+    def asked(self, request: Request) -> Request:
+        """What a request was when it came."""
+        exchange = self.exchanges.get(request.id)
+        return exchange.asked if exchange is not None else request
 
     def number(self) -> int:
         return int.from_bytes(self._random(8), "big") >> 1
@@ -187,10 +179,8 @@ class LiveHost:
         """
         now = monotonic()
         commands = self.kernel.handle(fact, now)
-        if self._fact_log is not None:
-            self._fact_log.write(line(now, fact, commands))
-        if self._observer is not None:
-            self._observer.saw(now, fact, commands)
+        for saw in self._observers:
+            saw(now, fact, commands)
         for command in commands:
             self.decisions.append(Decision(self._wall(), command))
             self._orders.append((command, now))
@@ -254,8 +244,6 @@ class LiveHost:
                 self._session, self._tasks = session, tasks
                 for engine in engines:
                     self.add(engine)
-                if self._observer is not None:
-                    tasks.create_task(watch_lag(self._observer.lag), name="lag")
                 await self._sweep()
         finally:
             for link in (*self.links.values(), *self._retired):
@@ -402,8 +390,6 @@ class LiveHost:
             await asyncio.sleep(SWEEP_S)
             self._expire(monotonic())
             self._settle()
-            if self._fact_log is not None:
-                self._fact_log.flush()
 
     def _expire(self, now: float) -> None:
         for exchange in list(self.exchanges.values()):

@@ -125,3 +125,28 @@ def test_what_engines_tell_of_their_caches_is_counted() -> None:
     assert samples(metrics, "kv_orphans_total") == {("m",): 1}
     assert samples(metrics, "kv_events_total") == {("m",): 4}
     assert samples(metrics, "worker_cache_followed")["m", "w"] == 0
+
+
+def test_tenants_beyond_those_that_have_names_are_counted_as_one() -> None:
+    kernel = Kernel()
+    kernel.handle(WorkerAdded(Worker("w", "m", "http://w")), 0.0)
+    refused = {f"t{i}": 1 for i in range(10)}
+    metrics = Metrics(kernel, {}, [0.1], lambda: refused, max_tenants=3)
+    for i in range(10):
+        metrics.closed(replace(OUTCOME, request=replace(REQUEST, tenant=f"t{i}")))
+    metrics.closed(replace(OUTCOME, request=replace(REQUEST, tenant="t0")))
+    by_tenant = {labels[2]: value for labels, value in samples(metrics, "requests_total").items()}
+    assert by_tenant == {"t0": 2, "t1": 1, "t2": 1, "other": 7}
+    assert samples(metrics, "quota_refusals_total")[("other",)] == 7
+
+
+def test_what_tiers_are_to_keep_can_be_set_beside_what_they_keep() -> None:
+    metrics = Metrics(Kernel(), {}, [0.1], attain=lambda: {"premium": 0.99})
+    assert samples(metrics, "tier_attain") == {("premium",): 0.99}
+
+
+def test_a_worker_is_told_with_its_node_role_and_kind() -> None:
+    kernel = Kernel()
+    worker = Worker("w", "m", "http://w", kind="vllm", role="decode", node="a")
+    kernel.handle(WorkerAdded(worker), 0.0)
+    assert samples(metrics_of(kernel), "worker_info") == {("vllm", "m", "a", "decode", "w"): 1}

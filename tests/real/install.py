@@ -1,13 +1,14 @@
 """What must be on this machine before a real engine can start?
 
-`python tests/real/install.py vllm|model|all` builds it, from nothing, into one cache folder
-(`PACELINE_ENGINES`, by default `~/.cache/paceline/engines`):
+`python tests/real/install.py vllm|model|prometheus|all` builds it, from nothing, into one cache
+folder (`PACELINE_ENGINES`, by default `~/.cache/paceline/engines`):
 
     vllm/                  a virtual environment with vLLM for CPUs (about 3 GB), and with what
                            its connectors need to hand KV caches over
     models/smollm2.gguf    SmolLM2-135M-Instruct, for llama.cpp
     models/smollm2-hf/     the same weights and tokenizer, for vLLM
     models/tiny-hf/        a random 4-layer Llama with that tokenizer: fast steps, no sense
+    prometheus/            Debian's Prometheus with promtool, unpacked
 
 Only the standard library is used, so that it runs before anything is installed. Each part leaves
 a stamp of what it was made from: a second call is instant, a changed pin makes the part again.
@@ -70,6 +71,17 @@ def tiny_hf() -> Path:
     return engines_home() / "models" / "tiny-hf"
 
 
+def prometheus_home() -> Path:
+    return engines_home() / "prometheus"
+
+
+def prometheus_tool(name: str) -> Path | None:
+    """prometheus or promtool: the machine's own, or the one in the cache."""
+    found = shutil.which(name)
+    cached = prometheus_home() / "usr" / "bin" / name
+    return Path(found) if found else cached if cached.exists() else None
+
+
 def vllm_is_ready() -> bool:
     """For `skipif`: a test asks this and never installs anything itself."""
     return all(part.is_dir() and _stamp_of(part).exists() for part in (vllm_venv(), model_hf()))
@@ -85,7 +97,7 @@ def gguf_is_ready() -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["vllm", "model", "all"])
+    parser.add_argument("what", choices=["vllm", "model", "prometheus", "all"])
     what = parser.parse_args(argv).what
     engines_home().mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(engines_home() / ".lock"):
@@ -96,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if what in ("model", "all"):
             _make(model_gguf(), f"{SMOLLM2} {SMOLLM2_SHA256}", _download_gguf)
             _convert_for_vllm()
+        if what == "prometheus" or (what == "all" and shutil.which("apt-get")):
+            _make(prometheus_home(), "debian", _unpack_prometheus)
     return 0
 
 
@@ -230,6 +244,15 @@ def _convert_for_vllm() -> None:
     command = [str(vllm_python()), str(script), str(model_gguf())]
     _make(model_hf(), f"{SMOLLM2} {version}", lambda out: _run(*command, str(out)))
     _make(tiny_hf(), f"random {version}", lambda out: _run(*command, str(out), "--random"))
+
+
+def _unpack_prometheus(folder: Path) -> None:
+    """Without installing it: no rights are needed, and no service starts."""
+    folder.mkdir(parents=True)
+    subprocess.run(["apt-get", "download", "prometheus"], cwd=folder, check=True)
+    package = next(folder.glob("prometheus_*.deb"))
+    _run("dpkg", "-x", str(package), str(folder))
+    package.unlink()
 
 
 @contextmanager

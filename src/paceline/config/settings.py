@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, field
 
-from paceline.config.values import Address, Digest, EngineUrl, Key, Secret
+from paceline.config.values import Address, CollectorUrl, Digest, EngineUrl, Key, Secret
 from paceline.domain.promise import Promise, Tenant, Tier
 from paceline.domain.worker import Worker
 
@@ -44,7 +44,7 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 KINDS: tuple[str, ...] = get_args(Kind)
 ROLES: tuple[str, ...] = get_args(Role)
 
-LATER = ("database", "cluster", "planner", "observe")
+LATER = ("database", "cluster", "planner")
 """Settings of versions to come. They are refused: a setting that does nothing is a lie."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -262,6 +262,24 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True):
     """auto: pretty on a terminal, else one JSON object a line."""
 
 
+class Observe(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told of all that goes on."""
+
+    max_tenants: Annotated[int, Meta(ge=1, le=10_000, description="a whole number")] = 100
+    """Tenants with metrics of their own, 1 to 10,000; further ones count together as `other`."""
+    otlp: CollectorUrl | None = None
+    """An OpenTelemetry collector's OTLP/HTTP receiver, as http://127.0.0.1:4318, for traces and
+    metrics (`pip install 'paceline[otel]'`); left out: none."""
+    sample: Annotated[float, Meta(ge=0, le=1, description="a share")] = 0.01
+    """Share of the requests that are traced, 0 to 1; one whose client says whether it is traced
+    (`traceparent`) is traced as the client says."""
+    facts_mb: Megabytes = 64.0
+    """About how large the file of `log_facts` may become, above 0 to 4,096 megabytes; then it
+    becomes the first of the older files (`.1`, `.2`, ...), and a new one begins."""
+    facts_files: Annotated[int, Meta(ge=2, le=10_000, description="a whole number")] = 8
+    """How many files of `log_facts` are kept, the newest included, 2 to 10,000."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """All that may be set. Equal values mean that a reload has nothing to do."""
 
@@ -295,8 +313,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What happens between SIGTERM and the end."""
     logging: Logging = Logging()
     """What is said on stderr."""
+    observe: Observe = Observe()
+    """What is told of all that goes on."""
     log_facts: Name | None = None
-    """Path of the log of all facts, from which every decision can be replayed; left out: none."""
+    """Path of the log of all facts, from which every decision can be replayed; left out: none.
+    `observe.facts_mb` and `observe.facts_files` bound it."""
 
     @property
     def tiers(self) -> dict[str, Tier]:

@@ -7,7 +7,7 @@ Each type reads itself with `parse` and refuses with a `ValueError` whose messag
 from __future__ import annotations
 
 import hashlib
-from typing import Self
+from typing import ClassVar, Self
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
@@ -45,9 +45,11 @@ class EngineUrl(msgspec.Struct, frozen=True):
     path: str = ""
     """In front of the API's own paths, such as `/engine-1` before `/v1/models`."""
 
+    expected: ClassVar[str] = "the URL of an engine such as http://127.0.0.1:8000"
+
     @classmethod
     def parse(cls, text: str) -> Self:
-        expected = "the URL of an engine such as http://127.0.0.1:8000"
+        expected = cls.expected
         if not _fits_in_a_header(text):
             raise ValueError(expected)
         try:
@@ -72,6 +74,12 @@ class EngineUrl(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.name}"
+
+
+class CollectorUrl(EngineUrl, frozen=True):
+    """Where an OpenTelemetry collector takes OTLP over HTTP."""
+
+    expected = "the URL of a collector such as http://127.0.0.1:4318"
 
 
 class Secret:

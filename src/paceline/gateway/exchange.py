@@ -422,7 +422,7 @@ class Exchange:
 
     def on_bug(self) -> None:
         """Handling this request raised what it should not have: end it, and no other."""
-        log.exception("a bug ended a request", request_id=self.request.id)
+        log.exception("a bug ended a request", id=self.request.id)
         if self.done_at:
             self._client.abort()
             return

@@ -95,6 +95,8 @@ class Gateway:
         self.prompts = prompts
         """Who tokenises the prompts of models that have a tokenizer."""
         self._random = random_bytes
+        self.trace: Callable[[str, HttpRequest], None] | None = None
+        """Shown each request that is let in, with its id, to begin its trace in its headers."""
         self._uvicorn = uvicorn.Config(own, log_config=None, access_log=False, lifespan="off")
         self._uvicorn.load()
         self._state = ServerState()
@@ -120,7 +122,7 @@ class Gateway:
             if isinstance(exchange, Exchange):
                 exchange.on_bug()
             else:
-                log.exception("a bug ended a request", request_id=request_id)
+                log.exception("a bug ended a request", id=request_id)
                 failed = PacelineError("Paceline itself failed at this request.")
                 connection.answer(failed.status, failed.to_openai())
 
@@ -163,6 +165,8 @@ class Gateway:
         request = with_way_down(request, self.directory.tiers, self.names.get)
         urgency = self.directory.urgency
         rate = self.quotas.admit(request, now)  # the last that may refuse: what is let in must end
+        if self.trace is not None:
+            self.trace(request_id, http)
         exchange = Exchange(self._host, connection, http, body, request, urgency, now, rate)
         connection.context = exchange
         if not self._tokenised(exchange, http):

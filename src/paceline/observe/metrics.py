@@ -20,6 +20,7 @@ from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.worker import WorkerState
+from paceline.observe.table import OTHER
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 ITL_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
@@ -41,9 +42,15 @@ class Metrics:
         gaps: GapCounts,
         bounds: Sequence[float],
         refusals: Callable[[], Mapping[str, int]] = dict,
+        attain: Callable[[], Mapping[str, float]] = dict,
+        max_tenants: int = 100,
     ) -> None:
-        """`refusals`: requests over a quota so far, by tenant."""
+        """`refusals`: requests over a quota so far, by tenant; `attain`: what each tier is to keep.
+
+        Beyond `max_tenants`, tenants are counted together as `other`.
+        """
         self._kernel = kernel
+        self._tenants = _Tenants(max_tenants)
         self._registry = registry = CollectorRegistry()
         self._requests = Counter(
             "paceline_requests",
@@ -110,7 +117,8 @@ class Metrics:
         registry.register(_Fleet(kernel, gaps, bounds))
         registry.register(_Waiting(kernel))
         registry.register(_Blocks(kernel))
-        registry.register(_Refusals(refusals))
+        registry.register(_Refusals(refusals, self._tenants))
+        registry.register(_Tiers(attain))
 
     def shed(self, request: Request) -> None:
         """A request is turned away."""
@@ -127,7 +135,8 @@ class Metrics:
     def closed(self, outcome: Outcome) -> None:
         """A request is over."""
         request = outcome.request
-        key = (request.model, request.tier, outcome.worker, request.tenant, outcome.status)
+        tenant = self._tenants.label(request.tenant)
+        key = (request.model, request.tier, outcome.worker, tenant, outcome.status)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = self._of(*key)
@@ -206,6 +215,15 @@ class _Fleet(Collector):
             for state in workers:
                 family.add_metric((state.worker.model, state.worker.id), value(state))
             yield family
+        info = GaugeMetricFamily(
+            "paceline_worker_info",
+            "1, with what else is known of the worker.",
+            labels=("model", "worker", "node", "role", "kind"),
+        )
+        for worker in (state.worker for state in workers):
+            place = (worker.node, worker.role, worker.kind)
+            info.add_metric((worker.model, worker.id, *place), 1.0)
+        yield info
         yield self._per_gap()
         preempted = CounterMetricFamily(
             "paceline_worker_preemptions",
@@ -270,16 +288,53 @@ class _Blocks(Collector):
 class _Refusals(Collector):
     """Who has asked for more than it may?"""
 
-    def __init__(self, refusals: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, refusals: Callable[[], Mapping[str, int]], tenants: _Tenants) -> None:
         self._refusals = refusals
+        self._tenants = tenants
 
     def collect(self) -> Iterator[Metric]:
         family = CounterMetricFamily(
             "paceline_quota_refusals", "Requests over a limit of their tenant.", labels=("tenant",)
         )
+        counts: Tally[str] = Tally()
         for tenant, count in self._refusals().items():
+            counts[self._tenants.label(tenant)] += count
+        for tenant, count in counts.items():
             family.add_metric((tenant,), count)
         yield family
+
+
+class _Tiers(Collector):
+    """Which share of its promises is each tier to keep?"""
+
+    def __init__(self, attain: Callable[[], Mapping[str, float]]) -> None:
+        self._attain = attain
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "paceline_tier_attain",
+            "Share of its promises that a tier is to keep.",
+            labels=("tier",),
+        )
+        for tier, share in self._attain().items():
+            family.add_metric((tier,), share)
+        yield family
+
+
+class _Tenants:
+    """What tenants are called in labels: the first ones by name, so that series are bounded."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._named: set[str] = set()
+
+    def label(self, tenant: str) -> str:
+        if tenant in self._named:
+            return tenant
+        if len(self._named) >= self._most:
+            return OTHER
+        self._named.add(tenant)
+        return tenant
 
 
 def _cumulative(bounds: Iterable[float], counts: Sequence[int]) -> list[tuple[str, float]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from types import TracebackType
 from typing import Annotated
@@ -21,7 +23,9 @@ from paceline.kernel.timing import Timing, from_json
 from paceline.policy.route import POLICIES
 from paceline.simulator import report
 from paceline.simulator.compare import Comparison, compare
+from paceline.simulator.from_log import in_words, recorded, write_scenario
 from paceline.simulator.html import page
+from paceline.simulator.incident import Incident, incident
 from paceline.simulator.learned import live_fleet, profiles_of
 from paceline.simulator.load import Override, load_scenario
 from paceline.simulator.many import Job, play_all
@@ -35,7 +39,9 @@ CORES = os.cpu_count() or 1
 
 
 def simulate(
-    scenario: Annotated[Path, typer.Argument(help="A scenario file.")],
+    scenario: Annotated[
+        Path | None, typer.Argument(help="A scenario file; or --from-log.", show_default=False)
+    ] = None,
     policy: Annotated[
         str, typer.Option(help="Which to compare with the first of them; or all.")
     ] = "headroom,least-requests",
@@ -51,6 +57,14 @@ def simulate(
     timing: Annotated[
         Path | None, typer.Option(help="Play it on the fleet that `paceline calibrate` wrote.")
     ] = None,
+    from_log: Annotated[
+        list[Path] | None,
+        typer.Option(help="Play what this log of facts tells; several, if it was rotated."),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Keep the scenario made of --from-log in this folder, to change it."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a report with charts to this file.")
@@ -61,18 +75,33 @@ def simulate(
 
     All policies play the same seeds, so their differences are not those of chance arrivals.
     """
-    jobs = plan(
-        scenario,
-        policies=policies_named(policy),
-        seeds=seeds,
-        sweeps=[_setting("--sweep", text) for text in sweep or ()],
-        settings=[_setting("--set", text) for text in set_ or ()],
-        timing=_timing(timing) if timing else None,
-    )
-    if html is not None:
-        _write(html, "")  # Not after minutes of work does one want to hear that this fails.
-    with Watch(len(jobs), hidden=as_json) as watch:
-        comparisons = _compared(jobs, play_all(jobs, workers, watch.on_done))
+    sweeps = [_setting("--sweep", text) for text in sweep or ()]
+    settings = [_setting("--set", text) for text in set_ or ()]
+    with ExitStack() as until_played:
+        told = _incident(from_log, scenario, timing, keep) if from_log or keep else None
+        if told is not None:
+            folder = keep or Path(until_played.enter_context(TemporaryDirectory()))
+            scenario = _written(told, folder, from_log or ())
+        if scenario is None:
+            raise ConfigError(["give a scenario file, or --from-log"])
+        jobs = plan(
+            scenario,
+            policies=policies_named(policy),
+            seeds=seeds,
+            sweeps=sweeps,
+            settings=settings,
+            timing=told.timing if told is not None else _timing(timing) if timing else None,
+        )
+        if html is not None:
+            _write(html, "")  # Not after minutes of work does one want to hear that this fails.
+        with Watch(len(jobs), hidden=as_json) as watch:
+            results = play_all(jobs, workers, watch.on_done)
+    if told is not None and not sweeps and not settings:
+        seeds_played = dict.fromkeys(job.seed for job in jobs)
+        happened = [recorded(told, jobs[0].scenario, seed) for seed in seeds_played]
+        comparisons = [compare([*happened, *results])]
+    else:
+        comparisons = _compared(jobs, results)
     if html is not None:
         _write(html, page(jobs[0].scenario, comparisons))
     if as_json:
@@ -212,6 +241,27 @@ def _on_fleet(scenario: Scenario, timing: Timing, set_keys: Sequence[str]) -> Sc
     if problems:
         raise ConfigError(problems)
     return replace(scenario, workers=fleet)
+
+
+def _incident(
+    from_log: Sequence[Path] | None, scenario: Path | None, timing: Path | None, keep: Path | None
+) -> Incident:
+    """What the log tells; in words, on stderr."""
+    if not from_log:
+        raise ConfigError(["--keep is for --from-log"])
+    if scenario is not None or timing is not None:
+        raise ConfigError(["--from-log has a scenario and a timing of its own"])
+    if keep is not None and not keep.is_dir():
+        raise ConfigError([f"--keep {keep}: there is no such folder"])
+    told = incident(from_log)
+    Console(stderr=True, highlight=False).print(*in_words(told), sep="\n", soft_wrap=True)
+    return told
+
+
+def _written(told: Incident, folder: Path, logs: Sequence[Path]) -> Path:
+    if not told.stories:
+        raise ConfigError([f"{logs[0]}: there is no request in it"])
+    return write_scenario(told, folder, logs[0].name)
 
 
 def _write(path: Path, text: str) -> None:

@@ -70,7 +70,7 @@ def _stream(scenario: Scenario, index: int, seed: int) -> Iterator[Arrival]:
             arrival,
             at_s=at_s,
             output_tokens=min(arrival.output_tokens, asked.max_tokens or arrival.output_tokens),
-            max_tokens=asked.max_tokens,
+            max_tokens=asked.max_tokens or arrival.max_tokens,
             tier=asked.tier or arrival.tier or scenario.tier,
             tenant=asked.tenant or arrival.tenant or ANONYMOUS,
             model=asked.model or arrival.model or scenario.model,

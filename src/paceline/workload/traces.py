@@ -7,8 +7,9 @@ Three forms of file are read, told apart by their first line:
 - Azure 2023 and 2024 CSV (Azure/AzurePublicDataset): `TIMESTAMP,ContextTokens,GeneratedTokens`;
 - Paceline's own JSONL, one request a line:
   `{"at_s": 0.5, "prompt_tokens": 700, "output_tokens": 80}`, optionally with `prefix` (any name;
-  requests with the same one start with the same `prefix_tokens` tokens), `tier`, `tenant` and
-  `model`; or with a literal `prompt` or `messages` in place of `prompt_tokens`.
+  requests with the same one start with the same `prefix_tokens` tokens) or `hash_ids` as in
+  Mooncake, `tier`, `tenant`, `model` and `max_tokens`; or with a literal `prompt` or `messages` in
+  place of `prompt_tokens`.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ def read_trace(lines: Iterable[str], rng: Random, name: str = "trace") -> list[A
 def _reader_for(first: str) -> Callable[[str], Arrival] | None:
     if "ContextTokens" in first:
         return _azure_reader(first)
-    if '"hash_ids"' in first or '"input_length"' in first:
-        return _mooncake
-    return _own if first.lstrip().startswith("{") and '"at_s"' in first else None
+    if first.lstrip().startswith("{") and '"at_s"' in first:
+        return _own
+    return _mooncake if '"hash_ids"' in first or '"input_length"' in first else None
 
 
 class _MooncakeLine(msgspec.Struct):
@@ -165,6 +166,8 @@ class _OwnLine(msgspec.Struct, forbid_unknown_fields=True):
     model: str = ""
     prompt: str = ""
     messages: tuple[dict[str, Any], ...] = ()
+    hash_ids: tuple[int, ...] = ()
+    max_tokens: int | None = None
 
 
 _decode_own = msgspec.json.Decoder(_OwnLine).decode
@@ -180,6 +183,8 @@ def _own(text: str) -> Arrival:
         tokens = max(1, letters // 4)  # A token of English is about four characters.
     if bool(line.prefix) != bool(line.prefix_tokens):
         raise ValueError("prefix and prefix_tokens go together")
+    if line.prefix and line.hash_ids:
+        raise ValueError("either prefix or hash_ids says what is shared")
     if line.prefix_tokens > tokens:
         raise ValueError("prefix_tokens is more than prompt_tokens")
     return _checked(
@@ -187,13 +192,14 @@ def _own(text: str) -> Arrival:
             line.at_s,
             tokens,
             line.output_tokens,
-            named_blocks(line.prefix, line.prefix_tokens),
+            line.hash_ids or named_blocks(line.prefix, line.prefix_tokens),
             line.tier,
             line.tenant,
             line.model,
             line.prefix_tokens if line.prefix else None,
             line.prompt,
             line.messages,
+            line.max_tokens,
         )
     )
 
