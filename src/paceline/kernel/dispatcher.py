@@ -253,6 +253,7 @@ class Dispatcher:
             choice.predicted,
             live.attempt,
             live.produced,
+            runner_up=choice.runner_up,
         )
 
     # Who waits, and for how long.
