@@ -1,0 +1,189 @@
+"""How is it all put together into one page?"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from paceline.dashboard import said, words
+from paceline.dashboard.causes import hatches
+from paceline.dashboard.parts import View
+from paceline.dashboard.sections.accounts import cost, tenants
+from paceline.dashboard.sections.decisions import decisions
+from paceline.dashboard.sections.findings import findings
+from paceline.dashboard.sections.fleetmap import fleet_map
+from paceline.dashboard.sections.promises import promises
+from paceline.dashboard.sections.stalls import stalls
+from paceline.dashboard.sections.tokens import tokens
+from paceline.dashboard.sections.worker import worker
+from paceline.dashboard.shape import workers_of
+from paceline.dashboard.source import Missing, Source
+from paceline.markup import Markup, tag
+
+WINDOWS = {"10 s": 10, "1 min": 60, "10 min": 600, "1 h": 3600}
+HEAT_S = 600
+DECISIONS = 200
+LATE = 25
+"""Late events of each worker that are asked for; of the one looked at ten times as many."""
+
+PARTS = ("findings", "promises", "fleet", "tokens", "stalls", "decisions", "tenants", "cost")
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """All that one page shows."""
+
+    fleet: said.Fleet | Missing
+    tiers: said.Tiers | Missing
+    diagnosis: said.Diagnosis | Missing
+    summaries: dict[str, said.Summary | Missing]
+    history: said.History | Missing
+    late: said.Stalls | Missing
+    decisions: said.Decisions | Missing
+    tenants: said.Tenants | Missing
+    by_tenant: said.Summary | Missing
+    cost: said.Cost | Missing
+    its_history: said.History | Missing
+    """Of the worker that is looked at."""
+    its_late: said.Stalls | Missing
+
+
+NOBODY = Missing("No worker is looked at.")
+
+
+async def look(source: Source, view: View) -> Seen:
+    """Ask for all of it at once; what changes slowly is asked for seldom."""
+    get = source.get
+    one = f"worker={view.worker}"
+    history, late = f"history?window={HEAT_S}&by=", "stalls?limit="
+    async with asyncio.TaskGroup() as asks:
+        summaries = {
+            name: asks.create_task(
+                get(f"summary?window={span}&by=tier", said.Summary, max(0.9, span / 60))
+            )
+            for name, span in WINDOWS.items()
+        }
+        fleet = asks.create_task(get("fleet", said.Fleet))
+        tiers = asks.create_task(get("tiers", said.Tiers, 5.0))
+        diagnosis = asks.create_task(get("diagnosis", said.Diagnosis, 2.0))
+        whole = asks.create_task(get(history, said.History, 5.0))
+        stalled = asks.create_task(get(f"{late}{LATE}", said.Stalls, 3.0))
+        chosen = asks.create_task(get(f"decisions?limit={DECISIONS}", said.Decisions))
+        who = asks.create_task(get("tenants", said.Tenants, 2.0))
+        by_tenant = asks.create_task(get("summary?window=600&by=tenant", said.Summary, 5.0))
+        spent = asks.create_task(get("cost?window=3600&by=tier", said.Cost, 10.0))
+        if view.worker:
+            own = asks.create_task(get(f"{history}&{one}", said.History, 5.0))
+            own_late = asks.create_task(get(f"{late}{10 * LATE}&{one}", said.Stalls, 2.0))
+    return Seen(
+        fleet.result(),
+        tiers.result(),
+        diagnosis.result(),
+        {name: asked.result() for name, asked in summaries.items()},
+        whole.result(),
+        stalled.result(),
+        chosen.result(),
+        who.result(),
+        by_tenant.result(),
+        spent.result(),
+        own.result() if view.worker else NOBODY,
+        own_late.result() if view.worker else NOBODY,
+    )
+
+
+def page(seen: Seen, view: View, at: float) -> str:
+    """The whole document. `at` is the time of the day, Unix."""
+    closely = []
+    if view.worker:
+        closely = [worker(seen.fleet, seen.its_history, seen.its_late, seen.tiers, view)]
+    body = tag(
+        "body",
+        tag("a", "Skip to findings", href="#findings", class_="skip"),
+        _header(seen, at),
+        tag(
+            "main",
+            _figures(seen),
+            findings(seen.diagnosis, view),
+            promises(seen.tiers, seen.summaries),
+            fleet_map(seen.fleet, view),
+            *closely,
+            tokens(seen.history, seen.tiers),
+            stalls(seen.late, view),
+            decisions(seen.decisions, view),
+            tenants(seen.tenants, seen.by_tenant),
+            cost(seen.cost),
+        ),
+        hatches(),
+        tag("script", src="page.js"),
+    )
+    title = tag("title", _title(seen))
+    return f"<!doctype html>\n{tag('html', tag('head', HEAD, title), body, lang='en')}\n"
+
+
+def _title(seen: Seen) -> str:
+    """What a tab says while another one is looked at."""
+    if isinstance(seen.diagnosis, Missing) or not seen.diagnosis.findings:
+        return "Paceline"
+    return f"({len(seen.diagnosis.findings)}) Paceline"
+
+
+def _header(seen: Seen, at: float) -> Markup:
+    links = [tag("a", part, href=f"#{part}") for part in PARTS]
+    return tag(
+        "header",
+        tag("b", MARK, "Paceline", class_="brand"),
+        tag("nav", *links, aria_label="Sections"),
+        tag("span", words.clock(at), class_="live", id="live", role="status"),
+        tag("button", "freeze", id="freeze", type="button", aria_pressed="false"),
+        tag("button", "theme", id="theme", type="button", title="light, dark, as the system"),
+    )
+
+
+def _figures(seen: Seen) -> Markup:
+    """The few numbers that are looked at first."""
+    shown: list[tuple[str, str, str]] = []
+    if not isinstance(seen.fleet, Missing):
+        workers = workers_of(seen.fleet)
+        usable = sum(worker.usable for worker in workers)
+        waiting = sum(seen.fleet.held.values())
+        streams = sum(worker.in_flight.streams for worker in workers)
+        arriving = sum(worker.in_flight.arriving for worker in workers)
+        shown += [
+            (
+                "workers usable",
+                f"{usable} of {len(workers)}",
+                "" if usable == len(workers) else "bad",
+            ),
+            ("streams", words.count(streams), ""),
+            ("arriving", words.count(arriving), ""),
+            ("waiting here", words.count(waiting), "bad" if waiting else ""),
+        ]
+    minute = seen.summaries["1 min"]
+    if not isinstance(minute, Missing):
+        total = minute.total
+        gaps = total.gap_s or total.itl_s
+        shown += [
+            ("requests/s", words.count(round(total.requests_per_s, 1)), ""),
+            ("tokens/s", words.count(round(total.output_tokens_per_s)), ""),
+            ("TTFT p99", words.seconds(total.ttft_s.p99 if total.ttft_s else None), ""),
+            ("ITL p99", words.seconds(gaps.p99 if gaps else None), ""),
+            ("kept, 1 min", words.share(total.attainment), ""),
+        ]
+    items = [
+        tag("div", tag("dt", name), tag("dd", value, class_=look)) for name, value, look in shown
+    ]
+    return tag("dl", *items, class_="figures", aria_label="Now")
+
+
+MARK = Markup(
+    '<svg viewBox="0 0 24 24" width="20" height="20" aria-hidden="true">'
+    '<path d="M2 17h6M4 12h9M6 7h16" stroke="currentColor" stroke-width="3.2" '
+    'stroke-linecap="round"/></svg>'
+)
+
+HEAD = Markup(
+    '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="color-scheme" content="light dark"><link rel="stylesheet" href="page.css">'
+    '<link rel="icon" href="icon.svg">'
+    '<noscript><meta http-equiv="refresh" content="5"></noscript>'
+)

@@ -1,0 +1,168 @@
+"""How slow were tokens over time? A heat map, with the promises and two quantiles drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, log
+
+import msgspec
+
+from paceline.dashboard import words
+from paceline.dashboard.heat import LEVELS, Heat, heat
+from paceline.dashboard.parts import empty, missing, section
+from paceline.dashboard.said import History, Tier, Tiers
+from paceline.dashboard.source import Missing
+from paceline.markup import Markup, join, tag
+
+WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 1200.0, 58.0, 92.0, 8.0, 14.0, 22.0
+"""Pixels; charts over time share them, so that they line up."""
+INNER = WIDTH - LEFT - RIGHT
+TICKS_S = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+
+class Times(msgspec.Struct, frozen=True):
+    """The axis of time, from left to right."""
+
+    begin: float
+    end: float
+
+    def x(self, at: float) -> float:
+        span = max(self.end - self.begin, 1e-9)
+        return LEFT + INNER * min(max((at - self.begin) / span, 0.0), 1.0)
+
+    def ticks(self, y: float, height: float) -> Markup:
+        """Times of the day below, about eight of them, and lines up to the top."""
+        step = next((s for s in TICKS_S if s >= (self.end - self.begin) / 9), TICKS_S[-1])
+        drawn = []
+        at = ceil(self.begin / step) * step
+        while at <= self.end:
+            x = self.x(at)
+            drawn.append(tag("path", d=f"M{x:.1f} {y - height:.1f}V{y + 4:.1f}", class_="grid"))
+            text = words.clock(at)
+            drawn.append(tag("text", text[:5] if step >= 60 else text, x=x, y=y + 16, class_="mid"))
+            at += step
+        return tag("g", *drawn)
+
+
+def tokens(answer: History | Missing, tiers: Tiers | Missing) -> Markup:
+    """The section over all workers."""
+    title = "Inter-token latency"
+    if isinstance(answer, Missing):
+        return section("tokens", title, missing(answer, "history"))
+    note = "Share of tokens by the gap before them, over the last "
+    note += f"{words.span(answer.window_s)}. Lines: median and 99th percentile."
+    return section("tokens", title, heat_of(answer, tiers, "all workers"), note=note)
+
+
+def heat_of(history: History, tiers: Tiers | Missing, whose: str) -> Markup:
+    """The chart, or why there is none."""
+    bounds = [] if isinstance(tiers, Missing) else [t for t in tiers.tiers if t.promise.itl_s]
+    grid = heat(history, [tier.promise.itl_s or 0.0 for tier in bounds])
+    if not grid.tokens:
+        return empty("No tokens yet.", f"None came from {whose} in this time.")
+    return _chart(grid, bounds, whose)
+
+
+def _chart(grid: Heat, tiers: Sequence[Tier], whose: str) -> Markup:
+    rows = len(grid.bounds_s) - 1
+    height = rows * ROW
+    times = Times(grid.begin, grid.end)
+    low, top = log(grid.bounds_s[0]), log(grid.bounds_s[-1])
+
+    def y(seconds: float) -> float:
+        share = (log(max(seconds, 1e-9)) - low) / (top - low)
+        return TOP + height * (1.0 - min(max(share, 0.0), 1.0))
+
+    about = f"Heat map of inter-token latency of {whose}"
+    last = next((c for c in reversed(grid.columns) if c.p50 is not None), None)
+    if last is not None:
+        about += f": median now {words.seconds(last.p50)}, p99 {words.seconds(last.p99)}"
+    box = f"0 0 {WIDTH:g} {TOP + height + BOTTOM:g}"
+    return tag(
+        "figure",
+        tag(
+            "svg",
+            tag("rect", x=LEFT, y=TOP, width=INNER, height=height, class_="ground"),
+            _cells(grid, times, rows),
+            times.ticks(TOP + height, height),
+            _scale(grid, y),
+            _line([(times.x(c.at + c.seconds / 2), c.p50) for c in grid.columns], y, "p50"),
+            _line([(times.x(c.at + c.seconds / 2), c.p99) for c in grid.columns], y, "p99"),
+            _bounds(tiers, y),
+            viewBox=box,
+            role="img",
+            aria_label=about,
+            class_="chart heat",
+        ),
+        tag("figcaption", _legend()),
+    )
+
+
+def _cells(grid: Heat, times: Times, rows: int) -> Markup:
+    """One path a level: few elements, however many cells."""
+    ways: dict[int, list[str]] = {}
+    for column in grid.columns:
+        left, right = times.x(column.at), times.x(column.at + column.seconds)
+        for row, level in enumerate(column.levels):
+            if level:
+                up = TOP + (rows - 1 - row) * ROW
+                way = f"M{left:.1f} {up:g}H{right:.1f}v{ROW:g}H{left:.1f}z"
+                ways.setdefault(level, []).append(way)
+    return tag(
+        "g",
+        *(tag("path", d="".join(way), class_=f"h{level}") for level, way in sorted(ways.items())),
+    )
+
+
+def _scale(grid: Heat, y: object) -> Markup:
+    """A label at every doubling."""
+    assert callable(y)
+    bounds = grid.bounds_s[1:-1]
+    every = bounds[len(bounds) % 2 :: 2] if len(bounds) > 6 else bounds
+    return tag(
+        "g",
+        *(
+            tag("text", words.promised(float(f"{b:.2g}")), x=LEFT - 8, y=y(b) + 4, class_="end")
+            for b in every
+        ),
+    )
+
+
+def _line(points: Sequence[tuple[float, float | None]], y: object, look: str) -> Markup:
+    assert callable(y)
+    known = [(x, y(value)) for x, value in points if value is not None]
+    if not known:
+        return Markup("")
+    way = "M" + "L".join(f"{x:.1f} {up:.1f}" for x, up in known)
+    x, up = known[-1]
+    return tag(
+        "g",
+        tag("path", d=way, class_=f"line {look} under"),
+        tag("path", d=way, class_=f"line {look}"),
+        tag("circle", cx=x, cy=up, r=3.0),
+        tag("text", look, x=WIDTH - RIGHT + 8, y=up + 4, class_="name"),
+    )
+
+
+def _bounds(tiers: Sequence[Tier], y: object) -> Markup:
+    """What was promised, named at the right end; tiers of one bound share a label."""
+    assert callable(y)
+    names: dict[float, list[str]] = {}
+    for tier in tiers:
+        if tier.promise.itl_s:
+            names.setdefault(tier.promise.itl_s, []).append(tier.name)
+    drawn = []
+    for bound, of in names.items():
+        up = y(bound)
+        drawn.append(tag("path", d=f"M{LEFT:g} {up:.1f}H{WIDTH - RIGHT:g}", class_="bound"))
+        label = ", ".join(of) + f" ≤ {words.promised(bound)}"
+        drawn.append(tag("text", label, x=LEFT + 6, y=up - 4, class_="bound"))
+    return tag("g", *drawn)
+
+
+def _legend() -> Markup:
+    steps = [
+        tag("svg", tag("rect", width=22, height=11, class_=f"h{i + 1}"), width=22, height=11)
+        for i in range(len(LEVELS))
+    ]
+    return join(["share of a moment's tokens: few ", *steps, f" over {LEVELS[-1]:.0%}"])
