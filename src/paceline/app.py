@@ -27,9 +27,11 @@ from paceline.gateway.ports import Turn
 from paceline.gateway.quota import Quotas
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.gateway.server import Gateway
-from paceline.host import Engine, LiveHost
+from paceline.host import Decision, Engine, LiveHost
 from paceline.kernel import Kernel, Settings
 from paceline.observe.admin import admin_app
+from paceline.observe.dashboard import Dashboard
+from paceline.observe.events import event_routes
 from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
 from paceline.wire.server import Limits, Server
@@ -93,7 +95,9 @@ class _Application:
         own = ordinary_app(self.names, time(), self.ready)
         self.gateway = Gateway(self.host, _directory(config), self.names, own, quotas=self.quotas)
         self.server = Server(self.gateway, _limits(config), monotonic)
-        self.admin = admin_app(kernel, self.metrics, self, monotonic)
+        self.dashboard = Dashboard(config.observe.dashboard)
+        views = (*event_routes(kernel, self, time), *self.dashboard.routes())
+        self.admin = admin_app(kernel, self.metrics, self, monotonic, views)
         self._load = load
         self._reloading = asyncio.Lock()
         self._stop = asyncio.Event()
@@ -142,6 +146,7 @@ class _Application:
             running = [
                 tasks.create_task(self.host.run(engines), name="host"),
                 tasks.create_task(self.server.sweep(), name="sweep"),
+                tasks.create_task(self.dashboard.run(admin.url()), name="dashboard"),
                 tasks.create_task(admin.serve(), name="admin"),
             ]
             loop = asyncio.get_running_loop()
@@ -156,7 +161,7 @@ class _Application:
             await self._stop.wait()
             ended_well = await self._drain()
             admin.should_exit = True
-            for task in running[:2]:
+            for task in running[:-1]:
                 task.cancel()
         return ended_well
 
@@ -190,7 +195,7 @@ class _Application:
         """May clients be sent here?"""
         return not self._stop.is_set() and self.host.serves(set(self.names.values()))
 
-    def decisions(self) -> Iterable[msgspec.Struct]:
+    def decisions(self) -> Iterable[Decision]:
         return self.host.decisions
 
     def settings(self) -> dict[str, Any]:
@@ -289,6 +294,14 @@ class _Application:
 
 class _AdminServer(uvicorn.Server):
     """uvicorn without its own signal handling: the application decides when to stop."""
+
+    async def url(self) -> str:
+        """Where it answers on this machine, once it does."""
+        while not self.started:  # noqa: ASYNC110 (uvicorn tells no other way)
+            await asyncio.sleep(0.02)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
 
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]

@@ -38,7 +38,7 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 KINDS: tuple[str, ...] = get_args(Kind)
 ROLES: tuple[str, ...] = get_args(Role)
 
-LATER = ("database", "cluster", "planner", "observe")
+LATER = ("database", "cluster", "planner")
 """Settings of versions to come. They are refused: a setting that does nothing is a lie."""
 
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -240,6 +240,13 @@ class Logging(msgspec.Struct, frozen=True, kw_only=True):
     """auto: pretty on a terminal, else one JSON object a line."""
 
 
+class Observe(msgspec.Struct, frozen=True, kw_only=True):
+    """What is told of all that goes on."""
+
+    dashboard: bool = False
+    """Whether a dashboard is shown on the admin listener, by a process of its own."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """All that may be set. Equal values mean that a reload has nothing to do."""
 
@@ -273,6 +280,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What happens between SIGTERM and the end."""
     logging: Logging = Logging()
     """What is said on stderr."""
+    observe: Observe = Observe()
+    """What is told of all that goes on."""
     log_facts: Name | None = None
     """Path of the log of all facts, from which every decision can be replayed; left out: none."""
 

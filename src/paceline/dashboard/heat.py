@@ -27,8 +27,6 @@ class Column(msgspec.Struct, frozen=True):
 
 
 class Heat(msgspec.Struct, frozen=True):
-    begin: float
-    end: float
     bounds_s: list[float]
     """Lower bound of each row, and the upper one of the last."""
     columns: list[Column]
@@ -55,9 +53,7 @@ def heat(history: History, shown_s: Sequence[float] = ()) -> Heat:
         )
         for slot, each in zip(history.slots, counts, strict=True)
     ]
-    end = history.at or max((c.at + c.seconds for c in columns), default=0.0)
-    tokens = sum(map(sum, counts))
-    return Heat(end - history.window_s, end, edges[low : high + 2], columns, tokens)
+    return Heat(edges[low : high + 2], columns, sum(map(sum, counts)))
 
 
 def _rows(low: int, high: int, rows: int) -> tuple[int, int]:

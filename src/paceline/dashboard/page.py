@@ -95,7 +95,7 @@ def page(seen: Seen, view: View, at: float) -> str:
     """The whole document. `at` is the time of the day, Unix."""
     closely = []
     if view.worker:
-        closely = [worker(seen.fleet, seen.its_history, seen.its_late, seen.tiers, view)]
+        closely = [worker(seen.fleet, seen.its_history, seen.its_late, seen.tiers, view, at)]
     body = tag(
         "body",
         tag("a", "Skip to findings", href="#findings", class_="skip"),
@@ -107,8 +107,8 @@ def page(seen: Seen, view: View, at: float) -> str:
             promises(seen.tiers, seen.summaries),
             fleet_map(seen.fleet, view),
             *closely,
-            tokens(seen.history, seen.tiers),
-            stalls(seen.late, view),
+            tokens(seen.history, seen.tiers, at),
+            stalls(seen.late, view, at),
             decisions(seen.decisions, view),
             tenants(seen.tenants, seen.by_tenant),
             cost(seen.cost),
@@ -142,32 +142,28 @@ def _header(seen: Seen, at: float) -> Markup:
 def _figures(seen: Seen) -> Markup:
     """The few numbers that are looked at first."""
     shown: list[tuple[str, str, str]] = []
-    if not isinstance(seen.fleet, Missing):
-        workers = workers_of(seen.fleet)
-        usable = sum(worker.usable for worker in workers)
-        waiting = sum(seen.fleet.held.values())
-        streams = sum(worker.in_flight.streams for worker in workers)
-        arriving = sum(worker.in_flight.arriving for worker in workers)
-        shown += [
-            (
-                "workers usable",
-                f"{usable} of {len(workers)}",
-                "" if usable == len(workers) else "bad",
-            ),
-            ("streams", words.count(streams), ""),
-            ("arriving", words.count(arriving), ""),
-            ("waiting here", words.count(waiting), "bad" if waiting else ""),
-        ]
     minute = seen.summaries["1 min"]
     if not isinstance(minute, Missing):
         total = minute.total
         gaps = total.gap_s or total.itl_s
         shown += [
-            ("requests/s", words.count(round(total.requests_per_s, 1)), ""),
-            ("tokens/s", words.count(round(total.output_tokens_per_s)), ""),
+            ("promises kept", words.share(total.attainment), ""),
             ("TTFT p99", words.seconds(total.ttft_s.p99 if total.ttft_s else None), ""),
             ("ITL p99", words.seconds(gaps.p99 if gaps else None), ""),
-            ("kept, 1 min", words.share(total.attainment), ""),
+            ("requests/s", words.count(round(total.requests_per_s, 1)), ""),
+            ("tokens/s", words.count(round(total.output_tokens_per_s)), ""),
+        ]
+    if not isinstance(seen.fleet, Missing):
+        workers = workers_of(seen.fleet)
+        usable, everyone = sum(worker.usable for worker in workers), len(workers)
+        waiting = sum(seen.fleet.held.values())
+        streams = sum(worker.in_flight.streams for worker in workers)
+        arriving = sum(worker.in_flight.arriving for worker in workers)
+        shown += [
+            ("streams", words.count(streams), ""),
+            ("before first token", words.count(arriving), ""),
+            ("waiting here", words.count(waiting), "bad" if waiting else ""),
+            ("workers usable", f"{usable} of {everyone}", "" if usable == everyone else "bad"),
         ]
     items = [
         tag("div", tag("dt", name), tag("dd", value, class_=look)) for name, value, look in shown

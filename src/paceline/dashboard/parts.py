@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Literal
 from urllib.parse import urlencode
 
@@ -93,11 +95,18 @@ def chips(name: str, choices: Iterable[tuple[str, str, bool]]) -> Markup:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names without what all have in common, cut where a part of a name ends."""
-    ends = ".:/-"
+    """Names without what all have in common, before and after, cut where a part of a name ends."""
     if len(names) < 2:
         return {name: name for name in names}
-    first, last = min(names), max(names)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-    start = max((first.rfind(end, 0, same) + 1 for end in ends), default=0)
-    return {name: name[start:] for name in names}
+    before = _common([[*re.split(r"(?<=[.:/-])", name)][:-1] for name in names])
+    after = _common([re.split(r"(?=[.:/-])", name)[:0:-1] for name in names])
+    start, end = sum(map(len, before)), sum(map(len, after))
+    if any(len(name) <= start + end for name in names):
+        end = 0
+    return {name: name[start : len(name) - end] for name in names}
+
+
+def _common(lists: Sequence[Sequence[str]]) -> list[str]:
+    """The pieces that all lists begin with."""
+    alike = takewhile(lambda pieces: len(set(pieces)) == 1, zip(*lists, strict=False))
+    return [pieces[0] for pieces in alike]

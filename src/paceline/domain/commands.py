@@ -29,7 +29,7 @@ class RunnerUp(msgspec.Struct, frozen=True):
 
     worker_id: str
     costs_more: float
-    """Its cost above that of the worker chosen, in broken promises; with a tie it may be below 0."""
+    """Above the worker chosen, in broken promises; of those that tie it may be below 0."""
     ttft_s: float
     itl_s: float
 

@@ -10,7 +10,7 @@ from math import ceil, floor, inf, log10
 
 import msgspec
 
-from paceline.markup import Markup, join, plain, tag
+from paceline.markup import Markup, plain, tag
 
 
 class Axis(msgspec.Struct, frozen=True):

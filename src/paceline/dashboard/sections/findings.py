@@ -7,7 +7,7 @@ from paceline.dashboard.parts import View, missing, section
 from paceline.dashboard.said import Diagnosis, Finding
 from paceline.dashboard.shape import evidence_of
 from paceline.dashboard.source import Missing
-from paceline.markup import Markup, join, tag
+from paceline.markup import Markup, tag
 
 MOST = 5
 
@@ -34,18 +34,13 @@ def _card(finding: Finding, at: float, view: View) -> Markup:
         tag("span", f"{name} ", tag("b", value), class_="fact")
         for name, value in evidence_of(finding)
     ]
-    where = finding.worker or finding.node or finding.tenant
-    if finding.worker:
-        where = tag("a", finding.worker, href=view.link("worker", worker=finding.worker))
+    closer = Markup("")
+    if finding.worker and finding.worker != view.worker:
+        closer = tag("a", "look closer", href=view.link("worker", worker=finding.worker))
     return tag(
         "li",
-        tag(
-            "div",
-            tag("b", words.plainly(finding.kind), class_="kind"),
-            join([" ", where]),
-            tag("span", since, class_="since"),
-        ),
-        tag("p", finding.says, class_="says"),
+        tag("div", tag("span", since, class_="since"), closer, class_="aside"),
+        tag("p", tag("b", words.plainly(finding.kind), class_="kind"), finding.says),
         tag("p", tag("b", "Do: "), finding.remedy, class_="remedy") if finding.remedy else "",
         tag("div", _hurt(finding), *facts, class_="facts"),
         class_="finding",

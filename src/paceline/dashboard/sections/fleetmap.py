@@ -7,7 +7,7 @@ from paceline.dashboard.parts import View, bar, chips, empty, missing, section, 
 from paceline.dashboard.said import Fleet
 from paceline.dashboard.shape import STATES, Tile, tally, tiles, workers_of
 from paceline.dashboard.source import Missing
-from paceline.markup import Markup, join, tag
+from paceline.markup import Markup, tag
 
 LOUD = ("down", "avoided", "draining", "over", "tight")
 """States that are named on the tile; with the others all is well."""
@@ -44,22 +44,22 @@ def _tile(tile: Tile, name: str, view: View) -> Markup:
     quiet = tile.state in ("down", "idle")
     figure = words.NONE if tile.state == "down" else words.percent(tile.headroom)
     state = STATES[tile.state].partition(" ")[0] if tile.state in LOUD else ""
+    kv = "KV ?" if tile.kv is None else f"KV {words.percent(tile.kv)}"
     slow = tag("em", words.times(tile.slowdown)) if tile.slow else ""
     return tag(
         "a",
         tag("span", tag("b", name), tag("small", tile.where), class_="name"),
         tag("span", tag("b", figure), tag("small", state), slow, class_="figure"),
-        tag(
-            "span",
-            join([str(tile.streams), f"+{tile.arriving}" if tile.arriving else ""]),
-            tag("small", "streams"),
-            bar(tile.kv, "kv" + (" full" if (tile.kv or 0.0) >= 0.9 else "")),
-            tag("small", f"KV {words.percent(tile.kv)}" if tile.kv is not None else "KV ?"),
-            class_="load",
-        ),
+        tag("span", _load(tile), tag("small", kv), class_="load"),
+        bar(tile.kv, "kv" + (" full" if (tile.kv or 0.0) >= 0.9 else "")),
         href=view.link("fleet" if chosen else "worker", worker="" if chosen else tile.id),
         class_=f"tile {tile.state}{' quiet' if quiet else ''}",
         aria_label=tile.says,
         title=tile.says,
         **({"aria_current": "true"} if chosen else {}),
     )
+
+
+def _load(tile: Tile) -> Markup:
+    arriving = f"+{tile.arriving}" if tile.arriving else ""
+    return tag("span", f"{tile.streams}{arriving}", tag("small", " streams"))

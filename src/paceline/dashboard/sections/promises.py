@@ -20,17 +20,18 @@ def promises(tiers: Tiers | Missing, summaries: Mapping[str, Summary | Missing])
     known = {name: seen for name, seen in summaries.items() if not isinstance(seen, Missing)}
     shown = standings(tiers.tiers, known)
     if not known:
-        rows = [[_tier(standing), words.share(standing.tier.attain)] for standing in shown]
+        rows = [[_tier(standing)] for standing in shown]
         lacking = next(seen for seen in summaries.values() if isinstance(seen, Missing))
         return section(
             "promises",
             "Promises",
-            table(["tier ", "to be kept"], rows),
+            table(["tier "], rows, "promises", "Promises by tier"),
             missing(lacking, "figures on what was kept"),
         )
     if not shown:
         return section("promises", "Promises", empty("No tiers.", "Set them under `tiers`."))
-    note = "Share of requests whose promise was kept. Burn 1× spends just what may be broken."
+    note = "Share of requests whose promise was kept. Burn 1× spends just what may be broken. "
+    note += "Times are over 1 min."
     return section("promises", "Promises", _table(shown, list(known)), note=note)
 
 
@@ -41,21 +42,21 @@ def _table(shown: Sequence[Standing], windows: Sequence[str]) -> Markup:
         rows.append(
             [
                 _tier(standing),
-                tag("span", words.share(standing.tier.attain), class_="objective"),
                 *(_window(window) for window in standing.windows),
                 _times(now.ttft_s, promise.ttft_s),
                 _times(now.itl_s, promise.itl_s),
                 words.count(now.requests_per_s) if now.requests else words.NONE,
             ]
         )
-    heads = ["tier ", "objective", *(f"{name} " for name in windows)]
-    heads += ["TTFT p50 · p99, 1 min", "ITL p50 · p99, 1 min", "requests/s"]
+    heads = ["tier ", *(f"{name} " for name in windows)]
+    heads += ["TTFT p50 · p99", "ITL p50 · p99", "requests/s"]
     return table(heads, rows, "promises", "Promises by tier")
 
 
 def _tier(standing: Standing) -> Markup:
     name = tag("b", standing.tier.name, class_=f"tier {standing.worst}")
-    return join([name, tag("small", standing.promise)])
+    share = tag("span", f" {standing.tier.attain * 100:.4g}%", class_="objective")
+    return join([name, share, tag("small", standing.promise)])
 
 
 def _window(window: Window) -> Markup:
@@ -66,8 +67,9 @@ def _window(window: Window) -> Markup:
     return tag(
         "span",
         tag("b", words.share(window.attainment)),
+        tag("small", burn),
         bar(window.burn, window.verdict),
-        tag("small", burn, title=f"{SAID[window.verdict]}, {window.requests:,} requests"),
+        title=f"{SAID[window.verdict]}, {window.requests:,} requests",
         class_=f"window {window.verdict}",
     )
 

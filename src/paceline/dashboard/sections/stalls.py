@@ -24,17 +24,17 @@ BAR = 3.0
 """Pixels that a stall is wide."""
 
 
-def stalls(answer: Stalls | Missing, view: View) -> Markup:
+def stalls(answer: Stalls | Missing, view: View, at: float) -> Markup:
     """The section over all workers: those that lost most, a lane each."""
     title = "Late tokens by cause"
     if isinstance(answer, Missing):
         return section("stalls", title, missing(answer, "record of late tokens"))
-    since = answer.at - SHOWN_S
+    since = at - SHOWN_S
     shown = lanes(answer.workers, since, LANES)
     if not shown:
         return section("stalls", title, empty("No token was late", "in the last ten minutes."))
     names = short_names([lane.worker for lane in shown])
-    times = Times(since, answer.at)
+    times = Times(since, at)
     height = LANE * len(shown)
     drawn = [times.ticks(height + 4, height)]
     for i, lane in enumerate(shown):
@@ -122,7 +122,7 @@ def _svg(drawn: Iterable[Markup], height: float, about: str) -> Markup:
 def _label(lane: Lane, name: str, base: float, view: View) -> Markup:
     link = tag(
         "a",
-        tag("text", name[-9:], x=LEFT - 8, y=base - 6, class_="end"),
+        tag("text", name[-10:], x=LEFT - 8, y=base - 6, class_="end"),
         href=view.link("worker", worker=lane.worker),
         aria_label=f"{lane.worker}: {words.seconds(lane.late_s)} late",
     )

@@ -14,7 +14,7 @@ from paceline.dashboard.said import History, Tier, Tiers
 from paceline.dashboard.source import Missing
 from paceline.markup import Markup, join, tag
 
-WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 1200.0, 58.0, 92.0, 8.0, 14.0, 22.0
+WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 1200.0, 66.0, 64.0, 8.0, 17.0, 22.0
 """Pixels; charts over time share them, so that they line up."""
 INNER = WIDTH - LEFT - RIGHT
 TICKS_S = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
@@ -44,29 +44,28 @@ class Times(msgspec.Struct, frozen=True):
         return tag("g", *drawn)
 
 
-def tokens(answer: History | Missing, tiers: Tiers | Missing) -> Markup:
+def tokens(answer: History | Missing, tiers: Tiers | Missing, at: float) -> Markup:
     """The section over all workers."""
     title = "Inter-token latency"
     if isinstance(answer, Missing):
         return section("tokens", title, missing(answer, "history"))
     note = "Share of tokens by the gap before them, over the last "
     note += f"{words.span(answer.window_s)}. Lines: median and 99th percentile."
-    return section("tokens", title, heat_of(answer, tiers, "all workers"), note=note)
+    return section("tokens", title, heat_of(answer, tiers, "all workers", at), note=note)
 
 
-def heat_of(history: History, tiers: Tiers | Missing, whose: str) -> Markup:
+def heat_of(history: History, tiers: Tiers | Missing, whose: str, at: float) -> Markup:
     """The chart, or why there is none."""
     bounds = [] if isinstance(tiers, Missing) else [t for t in tiers.tiers if t.promise.itl_s]
     grid = heat(history, [tier.promise.itl_s or 0.0 for tier in bounds])
     if not grid.tokens:
         return empty("No tokens yet.", f"None came from {whose} in this time.")
-    return _chart(grid, bounds, whose)
+    return _chart(grid, bounds, whose, Times(at - history.window_s, at))
 
 
-def _chart(grid: Heat, tiers: Sequence[Tier], whose: str) -> Markup:
+def _chart(grid: Heat, tiers: Sequence[Tier], whose: str, times: Times) -> Markup:
     rows = len(grid.bounds_s) - 1
     height = rows * ROW
-    times = Times(grid.begin, grid.end)
     low, top = log(grid.bounds_s[0]), log(grid.bounds_s[-1])
 
     def y(seconds: float) -> float:

@@ -18,6 +18,7 @@ def worker(
     late: Stalls | Missing,
     tiers: Tiers | Missing,
     view: View,
+    at: float,
 ) -> Markup:
     title = f"Worker {view.worker}"
     if isinstance(fleet, Missing):
@@ -29,12 +30,12 @@ def worker(
     if isinstance(history, Missing):
         heat = missing(history, "history")
     else:
-        heat = heat_of(history, tiers, found.id)
+        heat = heat_of(history, tiers, found.id, at)
     if isinstance(late, Missing):
         lateness = missing(late, "record of late tokens")
     else:
         stalls = late.workers.get(found.id, [])
-        lateness = timeline(stalls, late.at)
+        lateness = timeline(stalls, at)
         if stalls:
             lateness = tag("div", lateness, newest(stalls))
     return section(
