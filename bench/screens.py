@@ -23,7 +23,9 @@ import yaml
 
 from paceline.demo.stage import free_ports, process, ready, url
 
-MODEL, PROFILE, WORKERS, SLOW = "llama-8b", "a100-llama-8b", 8, 2
+MODEL, PROFILE, SLOW = "llama-8b", "a100-llama-8b", 2
+PORTS = range(9001, 9009)
+"""Of the engines: the same in every picture."""
 TIERS = {
     "premium": {"ttft_s": 0.5, "itl_s": 0.04, "stall_s": 0.5, "attain": 0.99, "weight": 8},
     "standard": {"ttft_s": 1.5, "itl_s": 0.08, "weight": 2},
@@ -37,7 +39,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 @asynccontextmanager
 async def stage(seconds: float, slow: bool, folder: Path) -> AsyncIterator[str]:
     """A gateway under load; gives the URL of its admin listener at the moment to look."""
-    listen, admin, *ports = free_ports(WORKERS + 2)
+    (listen, admin), ports = free_ports(2), list(PORTS)
     engines = [
         {"profile": PROFILE, "speed": 0.5, "port": port, "model": MODEL, "seed": i}
         for i, port in enumerate(ports)

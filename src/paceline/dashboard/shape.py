@@ -249,9 +249,10 @@ class Choice(msgspec.Struct, frozen=True):
     """Sent, again, waits, turned away, moved, ..."""
     worker: str
     because: str
-    expected: str
-    instead: str
-    """The road not taken."""
+    expected: tuple[str, str] = ("", "")
+    """Of the worker chosen: times, and what else."""
+    instead: tuple[str, str] = ("", "")
+    """The road not taken: where to and at what cost, and its times."""
 
 
 KINDS = {
@@ -274,21 +275,17 @@ def choices(decisions: Iterable[Decision], kind: str = "") -> list[Choice]:
 
 def choice(decision: Decision) -> Choice:
     command = decision.command
-    expected, instead = "", ""
+    expected, instead = ("", ""), ("", "")
     if (seen := command.predicted) is not None:
-        expected = (
-            f"TTFT {words.seconds(seen.ttft_s)}, ITL {words.seconds(seen.itl_s)}, "
-            f"headroom {words.percent(seen.headroom)}"
-        )
+        room = f"headroom {words.percent(seen.headroom)}"
         if seen.cached_tokens:
-            expected += f", {words.count(seen.cached_tokens)} tokens cached"
+            room += f", {words.count(seen.cached_tokens)} tokens cached"
+        expected = (_times(seen.ttft_s, seen.itl_s), room)
     if (other := command.runner_up) is not None:
-        instead = (
-            f"{other.worker_id}: TTFT {words.seconds(other.ttft_s)}, "
-            f"ITL {words.seconds(other.itl_s)}, costs {_signed(other.costs_more)}"
-        )
+        cost = f"{other.worker_id} costs {_signed(other.costs_more)}"
+        instead = (cost, _times(other.ttft_s, other.itl_s))
     elif command.type == "Dispatch":
-        instead = "no other worker was weighed"
+        instead = ("no other was weighed", "")
     because = command.because
     if command.type == "Dispatch":
         because = because.partition(": TTFT")[0]  # said beside it, with more
@@ -305,6 +302,10 @@ def choice(decision: Decision) -> Choice:
         expected,
         instead,
     )
+
+
+def _times(ttft_s: float, itl_s: float) -> str:
+    return f"TTFT {words.seconds(ttft_s)} · ITL {words.seconds(itl_s)}"
 
 
 def _signed(cost: float) -> str:

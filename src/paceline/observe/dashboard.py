@@ -26,8 +26,6 @@ from paceline.domain.errors import NotFound, Unavailable
 
 PATIENCE_S = 8.0
 """With the dashboard, for one answer."""
-MOST_BYTES = 8_000_000
-"""Of one answer."""
 RESTARTS, WITHIN_S = 5, 600.0
 """A dashboard that ends so often in so long is left alone."""
 PAUSE_S = 1.0
@@ -66,7 +64,7 @@ class Dashboard:
         url = f"{path}?{query}" if query else path
         try:
             async with self._session.get(url, headers=headers) as answer:
-                body = await answer.content.read(MOST_BYTES)
+                body = await answer.read()
         except (aiohttp.ClientError, TimeoutError):
             raise Unavailable("the dashboard does not answer", retry_after_s=1.0) from None
         kept = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}

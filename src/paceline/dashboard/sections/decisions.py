@@ -51,6 +51,10 @@ def _line(choice: Choice, view: View) -> list[str]:
         tag("span", choice.kind, class_=f"did {look}"),
         worker,
         choice.because,
-        choice.expected,
-        tag("span", choice.instead, class_="quiet"),
+        _two_lines(*choice.expected),
+        _two_lines(*choice.instead),
     ]
+
+
+def _two_lines(first: str, second: str) -> Markup:
+    return join([first, tag("small", second) if second else ""])
