@@ -41,6 +41,8 @@ from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
+from paceline.observe.dashboard import Dashboard
+from paceline.observe.events import event_routes
 from paceline.observe.metrics import Metrics
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
@@ -480,7 +482,8 @@ def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple
 
 def admin_of(kernel: Kernel) -> Starlette:
     metrics = Metrics(kernel, {}, GAP_BOUNDS)
-    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0)
+    views = (*event_routes(kernel, cast(Any, None), lambda: 0.0), *Dashboard(False).routes())
+    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0, views)
 
 
 def exposition() -> str:

@@ -146,7 +146,7 @@ class _Application:
             running = [
                 tasks.create_task(self.host.run(engines), name="host"),
                 tasks.create_task(self.server.sweep(), name="sweep"),
-                tasks.create_task(self.dashboard.run(admin.url()), name="dashboard"),
+                tasks.create_task(self.dashboard.run(admin.url), name="dashboard"),
                 tasks.create_task(admin.serve(), name="admin"),
             ]
             loop = asyncio.get_running_loop()

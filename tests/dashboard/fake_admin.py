@@ -51,7 +51,7 @@ class FakeAdmin:
         return Random(f"{salt} {int(self.now() / every_s)}")
 
     def bad(self, i: int) -> bool:
-        return not self.calm and i == 13 % len(self.names)
+        return not self.calm and i == min(13, len(self.names) - 1)
 
     def fleet(self, _: dict[str, str]) -> dict[str, Any]:
         workers = [self.worker(i) for i in range(len(self.names))]
@@ -152,7 +152,7 @@ class FakeAdmin:
 
     def diagnosis(self, _: dict[str, str]) -> dict[str, Any]:
         now = self.now()
-        bad = self.names[13 % len(self.names)]
+        bad = self.names[min(13, len(self.names) - 1)]
         slow = {
             "kind": "slow_worker", "model": MODEL, "worker": bad, "node": "node-01", "tenant": "",
             "since": now - 214, "says": f"{bad} takes 3.1 times as long for a step as its like.",
@@ -200,7 +200,7 @@ class FakeAdmin:
 
     def decisions(self, query: dict[str, str]) -> dict[str, Any]:
         now, out = self.now(), []
-        for n in range(int(query.get("limit", "100"))):
+        for n in range(int(query.get("limit", "100")) if self.names else 0):
             at = int(now * 90) / 90 - n / 90
             rng = Random(f"{at:.3f}")
             name, other = rng.sample(self.names, 2) if len(self.names) > 1 else self.names * 2

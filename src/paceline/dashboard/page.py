@@ -15,15 +15,14 @@ from paceline.dashboard.sections.findings import findings
 from paceline.dashboard.sections.fleetmap import fleet_map
 from paceline.dashboard.sections.promises import promises
 from paceline.dashboard.sections.stalls import stalls
-from paceline.dashboard.sections.tokens import tokens
+from paceline.dashboard.sections.tokens import times_of, tokens
 from paceline.dashboard.sections.worker import worker
 from paceline.dashboard.shape import workers_of
 from paceline.dashboard.source import Missing, Source
 from paceline.markup import Markup, tag
 
 WINDOWS = {"10 s": 10, "1 min": 60, "10 min": 600, "1 h": 3600}
-HEAT_S = 600
-DECISIONS = 200
+DECISIONS = 100
 LATE = 25
 """Late events of each worker that are asked for; of the one looked at ten times as many."""
 
@@ -55,7 +54,7 @@ async def look(source: Source, view: View) -> Seen:
     """Ask for all of it at once; what changes slowly is asked for seldom."""
     get = source.get
     one = f"worker={view.worker}"
-    history, late = f"history?window={HEAT_S}&by=", "stalls?limit="
+    history, late = f"history?window={view.seconds}&by=", "stalls?limit="
     async with asyncio.TaskGroup() as asks:
         summaries = {
             name: asks.create_task(
@@ -66,14 +65,14 @@ async def look(source: Source, view: View) -> Seen:
         fleet = asks.create_task(get("fleet", said.Fleet))
         tiers = asks.create_task(get("tiers", said.Tiers, 5.0))
         diagnosis = asks.create_task(get("diagnosis", said.Diagnosis, 2.0))
-        whole = asks.create_task(get(history, said.History, 5.0))
+        whole = asks.create_task(get(history, said.History, view.seconds / 120))
         stalled = asks.create_task(get(f"{late}{LATE}", said.Stalls, 3.0))
         chosen = asks.create_task(get(f"decisions?limit={DECISIONS}", said.Decisions))
         who = asks.create_task(get("tenants", said.Tenants, 2.0))
         by_tenant = asks.create_task(get("summary?window=600&by=tenant", said.Summary, 5.0))
         spent = asks.create_task(get("cost?window=3600&by=tier", said.Cost, 10.0))
         if view.worker:
-            own = asks.create_task(get(f"{history}&{one}", said.History, 5.0))
+            own = asks.create_task(get(f"{history}&{one}", said.History, view.seconds / 120))
             own_late = asks.create_task(get(f"{late}{10 * LATE}&{one}", said.Stalls, 2.0))
     return Seen(
         fleet.result(),
@@ -93,9 +92,10 @@ async def look(source: Source, view: View) -> Seen:
 
 def page(seen: Seen, view: View, at: float) -> str:
     """The whole document. `at` is the time of the day, Unix."""
+    times = times_of(seen.history, view.seconds, at)
     closely = []
     if view.worker:
-        closely = [worker(seen.fleet, seen.its_history, seen.its_late, seen.tiers, view, at)]
+        closely = [worker(seen.fleet, seen.its_history, seen.its_late, seen.tiers, view, times)]
     body = tag(
         "body",
         tag("a", "Skip to findings", href="#findings", class_="skip"),
@@ -107,8 +107,8 @@ def page(seen: Seen, view: View, at: float) -> str:
             promises(seen.tiers, seen.summaries),
             fleet_map(seen.fleet, view),
             *closely,
-            tokens(seen.history, seen.tiers, at),
-            stalls(seen.late, view, at),
+            tokens(seen.history, seen.tiers, view, times),
+            stalls(seen.late, view, times),
             decisions(seen.decisions, view),
             tenants(seen.tenants, seen.by_tenant),
             cost(seen.cost),

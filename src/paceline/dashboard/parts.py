@@ -13,6 +13,8 @@ import msgspec
 from paceline.dashboard.source import Missing
 from paceline.markup import Markup, tag
 
+SPANS = {"1min": 60, "": 600, "1h": 3600}
+
 
 class View(msgspec.Struct, frozen=True):
     """What somebody looks at: the query of the page's address."""
@@ -23,6 +25,13 @@ class View(msgspec.Struct, frozen=True):
     """The one that is looked at closely; empty: none."""
     show: str = ""
     """Kind of decisions; empty: all."""
+    span: str = ""
+    """Of the charts over time, a word of `SPANS`; empty: ten minutes."""
+
+    @property
+    def seconds(self) -> int:
+        """That the charts look back."""
+        return SPANS.get(self.span, SPANS[""])
 
     def link(self, anchor: str = "", **changes: str) -> str:
         """The address of the page after these changes."""
@@ -102,7 +111,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     after = _common([re.split(r"(?=[.:/-])", name)[:0:-1] for name in names])
     start, end = sum(map(len, before)), sum(map(len, after))
     if any(len(name) <= start + end for name in names):
-        end = 0
+        return {name: name for name in names}
     return {name: name[start : len(name) - end] for name in names}
 
 

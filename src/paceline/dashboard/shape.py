@@ -96,7 +96,7 @@ def tile(worker: Worker) -> Tile:
         arriving=worker.in_flight.arriving,
         kv=kv,
         slowdown=slowdown,
-        slow=streams > 0 and slowdown >= SLOW,
+        slow=state != "down" and slowdown >= SLOW,
         says=", ".join(part for part in parts if part),
     )
 

@@ -32,7 +32,7 @@ def span(value: float) -> str:
         return f"{value:.0f} s"
     if value < 3600:
         return f"{value / 60:.0f} min"
-    return f"{value / 3600:.1f} h" if value < 36_000 else f"{value / 3600:.0f} h"
+    return f"{round(value / 3600, 1):g} h" if value < 36_000 else f"{value / 3600:.0f} h"
 
 
 def share(value: float | None) -> str:

@@ -12,7 +12,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from time import monotonic
 
@@ -29,6 +29,7 @@ PATIENCE_S = 8.0
 RESTARTS, WITHIN_S = 5, 600.0
 """A dashboard that ends so often in so long is left alone."""
 PAUSE_S = 1.0
+"""Before it is started again."""
 ASKED_ON = ("accept-encoding",)
 PASSED_ON = ("content-type", "content-encoding", "content-security-policy", "cache-control",
              "x-content-type-options", "referrer-policy")  # fmt: skip
@@ -43,7 +44,9 @@ class Dashboard:
     def __init__(self, wanted: bool) -> None:
         self._wanted = wanted
         self._session: aiohttp.ClientSession | None = None
-        """While it runs."""
+        """While it is to run."""
+        self.pid: int | None = None
+        """While it does run."""
 
     def routes(self) -> list[Route]:
         return [Route("/", self.home), Route("/dashboard/{path:path}", self.passed_on)]
@@ -70,11 +73,11 @@ class Dashboard:
         kept = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
         return Response(body, answer.status, kept)
 
-    async def run(self, admin: Awaitable[str]) -> None:
+    async def run(self, admin: Callable[[], Awaitable[str]]) -> None:
         """Keep it running until cancelled. `admin` gives the URL that it asks."""
         if not self._wanted:
             return
-        url = await admin
+        url = await admin()
         ends: deque[float] = deque(maxlen=RESTARTS)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             place = "http://127.0.0.1:{1}".format(*listener.getsockname())
@@ -86,7 +89,7 @@ class Dashboard:
                 log.info("dashboard", url=f"{url}/dashboard/")
                 try:
                     while len(ends) < RESTARTS or monotonic() - ends[0] > WITHIN_S:
-                        status = await _once(url, listener)
+                        status = await self._once(url, listener)
                         ends.append(monotonic())
                         log.warning("the dashboard has ended", status=status)
                         await asyncio.sleep(PAUSE_S)
@@ -94,23 +97,24 @@ class Dashboard:
                 finally:
                     self._session = None
 
-
-async def _once(admin: str, listener: socket.socket) -> int:
-    """Run the process until it ends, or is no longer wanted; gives its exit status."""
-    fd = listener.fileno()
-    command = ("-m", "paceline.dashboard", "--admin", admin, "--fd", str(fd))
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, *command, stdin=PIPE, stdout=DEVNULL, pass_fds=[fd],
-            start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        log.warning("the dashboard did not start", because=str(error))
-        return 1
-    try:
-        return await process.wait()
-    finally:
-        await _ended(process)
+    async def _once(self, admin: str, listener: socket.socket) -> int:
+        """Run the process until it ends, or is no longer wanted; gives its exit status."""
+        fd = listener.fileno()
+        command = ("-m", "paceline.dashboard", "--admin", admin, "--fd", str(fd))
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *command, stdin=PIPE, stdout=DEVNULL, pass_fds=[fd],
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            log.warning("the dashboard did not start", because=str(error))
+            return 1
+        self.pid = process.pid
+        try:
+            return await process.wait()
+        finally:
+            self.pid = None
+            await _ended(process)
 
 
 async def _ended(process: Process) -> None:

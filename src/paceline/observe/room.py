@@ -13,7 +13,7 @@ import msgspec
 from paceline.kernel.worker import WorkerState
 from paceline.policy.headroom import LEAST_SPARE
 from paceline.policy.pressure import KV_FULL
-from paceline.policy.standing import PROBE
+from paceline.policy.standing import PROBE, RELAX_S
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -37,7 +37,10 @@ def room(state: WorkerState, now: float) -> Room:
     probed_s = model.step_s(ledger.streams, prefill=PROBE, kv=ledger.kv)
     busy = state.prefill_rate(now) * (probed_s - base_s) / PROBE
     slower = 1.0
-    if ledger.entries:
+    if not ledger.entries:  # what was seen of it is forgotten, as routing does
+        silent_s = max(now - state.last_step_at, 0.0)
+        slower = model.slowdown ** (0.5 ** (silent_s / RELAX_S) - 1.0)
+    else:
         usual_s = model.step_s(ledger.streams + ledger.ahead, kv=ledger.kv) * model.p99
         slower = max((now - state.last_step_at) / (usual_s + state.windows.overhead_s + 1e-4), 1.0)
     itl_s = slower * base_s / max(1.0 - busy, LEAST_SPARE) if ledger.streams else 0.0

@@ -43,7 +43,8 @@ def _tile(tile: Tile, name: str, view: View) -> Markup:
     chosen = view.worker == tile.id
     quiet = tile.state in ("down", "idle")
     figure = words.NONE if tile.state == "down" else words.percent(tile.headroom)
-    state = STATES[tile.state].partition(" ")[0] if tile.state in LOUD else ""
+    named = tile.state in LOUD and not (tile.slow and tile.headroom < 0.0)  # that says enough
+    state = STATES[tile.state].partition(" ")[0] if named else ""
     kv = "KV ?" if tile.kv is None else f"KV {words.percent(tile.kv)}"
     slow = tag("em", words.times(tile.slowdown)) if tile.slow else ""
     return tag(

@@ -80,5 +80,5 @@ def _times(seen: Quantiles | None, bound_s: float | None) -> Markup:
         return tag("span", words.NONE, class_="quiet")
     late = bound_s is not None and seen.p99 > bound_s
     tail = tag("b", words.seconds(seen.p99), class_="late" if late else "")
-    mark = tag("small", "beyond") if late else ""
-    return join([words.seconds(seen.p50), " · ", tail, mark])
+    beyond = f"beyond {words.promised(bound_s)}" if late and bound_s else ""
+    return join([words.seconds(seen.p50), " · ", tail, tag("small", beyond, class_="late")])

@@ -14,7 +14,6 @@ from paceline.dashboard.shape import Lane, by_cause, lanes
 from paceline.dashboard.source import Missing
 from paceline.markup import Markup, join, tag
 
-SHOWN_S = 600.0
 LANES = 12
 LANE, TALL = 26.0, 96.0
 """Pixels: a lane among others, and one of its own."""
@@ -24,17 +23,22 @@ BAR = 3.0
 """Pixels that a stall is wide."""
 
 
-def stalls(answer: Stalls | Missing, view: View, at: float) -> Markup:
+def stalls(answer: Stalls | Missing, view: View, times: Times) -> Markup:
     """The section over all workers: those that lost most, a lane each."""
     title = "Late tokens by cause"
     if isinstance(answer, Missing):
         return section("stalls", title, missing(answer, "record of late tokens"))
-    since = at - SHOWN_S
-    shown = lanes(answer.workers, since, LANES)
+    shown = lanes(answer.workers, times.begin, LANES)
     if not shown:
-        return section("stalls", title, empty("No token was late", "in the last ten minutes."))
+        return section(
+            "stalls",
+            title,
+            empty(
+                "No token was late.",
+                "Late is what breaks a promise, or a gap of a step far beyond it.",
+            ),
+        )
     names = short_names([lane.worker for lane in shown])
-    times = Times(since, at)
     height = LANE * len(shown)
     drawn = [times.ticks(height + 4, height)]
     for i, lane in enumerate(shown):
@@ -48,19 +52,17 @@ def stalls(answer: Stalls | Missing, view: View, at: float) -> Markup:
         title,
         legend(everything),
         _svg(drawn, height + 26, about),
-        note="The last ten minutes of the workers that lost most, at the right in seconds. "
-        "Height is how late, on a logarithmic scale.",
+        note="The workers that lost most; height is how late, on a logarithmic scale; "
+        "at the right all of it.",
     )
 
 
-def timeline(found: Sequence[Stall], at: float) -> Markup:
+def timeline(found: Sequence[Stall], times: Times) -> Markup:
     """One worker's, tall."""
-    since = at - SHOWN_S
-    late = [stall for stall in found if stall.at >= since]
+    late = [stall for stall in found if stall.at >= times.begin]
     if not late:
-        return empty("No token was late", "in the last ten minutes.")
+        return empty("No token was late.")
     lost = by_cause(late)
-    times = Times(since, at)
     scale = []
     for seconds in (LEAST_S, 0.1, 1.0, MOST_S):
         y = 4 + TALL - TALL * _height(seconds)
@@ -75,7 +77,7 @@ def timeline(found: Sequence[Stall], at: float) -> Markup:
 def newest(found: Sequence[Stall], most: int = 8) -> Markup:
     """The last ones in words."""
     rows = []
-    for stall in list(found)[::-1][:most]:
+    for stall in sorted(found, key=lambda stall: -stall.at)[:most]:
         split = ", ".join(
             f"{words.plainly(cause)} {words.seconds(late_s)}"
             for cause, late_s in sorted(stall.split.items(), key=lambda item: -item[1])

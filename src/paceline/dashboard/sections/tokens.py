@@ -9,7 +9,7 @@ import msgspec
 
 from paceline.dashboard import words
 from paceline.dashboard.heat import LEVELS, Heat, heat
-from paceline.dashboard.parts import empty, missing, section
+from paceline.dashboard.parts import SPANS, View, chips, empty, missing, section
 from paceline.dashboard.said import History, Tier, Tiers
 from paceline.dashboard.source import Missing
 from paceline.markup import Markup, join, tag
@@ -17,7 +17,9 @@ from paceline.markup import Markup, join, tag
 WIDTH, LEFT, RIGHT, TOP, ROW, BOTTOM = 1200.0, 66.0, 64.0, 8.0, 17.0, 22.0
 """Pixels; charts over time share them, so that they line up."""
 INNER = WIDTH - LEFT - RIGHT
-TICKS_S = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+LEAST_S = 60.0
+"""The shortest time that is looked back."""
+TICKS_S = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -44,23 +46,35 @@ class Times(msgspec.Struct, frozen=True):
         return tag("g", *drawn)
 
 
-def tokens(answer: History | Missing, tiers: Tiers | Missing, at: float) -> Markup:
+def times_of(answer: History | Missing, span_s: float, at: float) -> Times:
+    """What all charts over time look back to: no further than there is something to see."""
+    begin = at - span_s
+    if isinstance(answer, Missing) or not answer.slots:
+        return Times(begin, at)
+    return Times(max(begin, min(answer.slots[0].begin, at - LEAST_S)), at)
+
+
+def tokens(answer: History | Missing, tiers: Tiers | Missing, view: View, times: Times) -> Markup:
     """The section over all workers."""
     title = "Inter-token latency"
     if isinstance(answer, Missing):
         return section("tokens", title, missing(answer, "history"))
-    note = "Share of tokens by the gap before them, over the last "
-    note += f"{words.span(answer.window_s)}. Lines: median and 99th percentile."
-    return section("tokens", title, heat_of(answer, tiers, "all workers", at), note=note)
+    spans = [
+        (words.span(seconds), view.link("tokens", span=name), view.seconds == seconds)
+        for name, seconds in SPANS.items()
+    ]
+    note = "Share of tokens by the gap before them. Lines: median and 99th percentile."
+    chart = heat_of(answer, tiers, "all workers", times)
+    return section("tokens", title, chips("Looking back", spans), chart, note=note)
 
 
-def heat_of(history: History, tiers: Tiers | Missing, whose: str, at: float) -> Markup:
+def heat_of(history: History, tiers: Tiers | Missing, whose: str, times: Times) -> Markup:
     """The chart, or why there is none."""
     bounds = [] if isinstance(tiers, Missing) else [t for t in tiers.tiers if t.promise.itl_s]
     grid = heat(history, [tier.promise.itl_s or 0.0 for tier in bounds])
     if not grid.tokens:
         return empty("No tokens yet.", f"None came from {whose} in this time.")
-    return _chart(grid, bounds, whose, Times(at - history.window_s, at))
+    return _chart(grid, bounds, whose, times)
 
 
 def _chart(grid: Heat, tiers: Sequence[Tier], whose: str, times: Times) -> Markup:

@@ -6,7 +6,7 @@ from paceline.dashboard import words
 from paceline.dashboard.parts import View, empty, missing, section
 from paceline.dashboard.said import Accuracy, Fleet, History, Stalls, Tiers, Worker
 from paceline.dashboard.sections.stalls import newest, timeline
-from paceline.dashboard.sections.tokens import heat_of
+from paceline.dashboard.sections.tokens import Times, heat_of
 from paceline.dashboard.shape import STATES, kv_of, state_of, workers_of
 from paceline.dashboard.source import Missing
 from paceline.markup import Markup, tag
@@ -18,7 +18,7 @@ def worker(
     late: Stalls | Missing,
     tiers: Tiers | Missing,
     view: View,
-    at: float,
+    times: Times,
 ) -> Markup:
     title = f"Worker {view.worker}"
     if isinstance(fleet, Missing):
@@ -30,12 +30,12 @@ def worker(
     if isinstance(history, Missing):
         heat = missing(history, "history")
     else:
-        heat = heat_of(history, tiers, found.id, at)
+        heat = heat_of(history, tiers, found.id, times)
     if isinstance(late, Missing):
         lateness = missing(late, "record of late tokens")
     else:
         stalls = late.workers.get(found.id, [])
-        lateness = timeline(stalls, at)
+        lateness = timeline(stalls, times)
         if stalls:
             lateness = tag("div", lateness, newest(stalls))
     return section(
