@@ -6,13 +6,12 @@ closes, so that it never outlives the gateway.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import socket
 import sys
-from typing import Annotated
 
-import typer
 import uvicorn
 
 from paceline.dashboard.server import dashboard_app
@@ -21,16 +20,20 @@ LESS_URGENT = 10
 """Added to the niceness: tokens come first."""
 
 
-def main(
-    admin: Annotated[str, typer.Option(help="URL of a gateway's admin listener.")],
-    fd: Annotated[int, typer.Option(help="A socket that listens; -1: take --port.")] = -1,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8082,
-) -> None:
+def main() -> None:
     """Show what a gateway does."""
+    parser = argparse.ArgumentParser(prog="paceline.dashboard", description=main.__doc__)
+    parser.add_argument("--admin", required=True, help="URL of the gateway's admin listener")
+    parser.add_argument("--port", type=int, default=8082, help="port to listen on, 127.0.0.1")
+    parser.add_argument("--fd", type=int, help="a socket that listens already, in its place")
+    given = parser.parse_args()
     os.nice(LESS_URGENT)
-    owned = fd >= 0
-    listener = socket.socket(fileno=fd) if owned else socket.create_server(("127.0.0.1", port))
-    asyncio.run(_serve(admin, listener, owned))
+    owned = given.fd is not None
+    if owned:
+        listener = socket.socket(fileno=given.fd)
+    else:
+        listener = socket.create_server(("127.0.0.1", given.port))
+    asyncio.run(_serve(given.admin, listener, owned))
 
 
 async def _serve(admin: str, listener: socket.socket, owned: bool) -> None:
@@ -50,4 +53,4 @@ def _ended(server: uvicorn.Server) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()
