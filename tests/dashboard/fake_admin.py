@@ -165,7 +165,7 @@ class FakeAdmin:
             "kind": "lost_worker", "model": MODEL, "worker": self.names[-1], "node": "node-07",
             "since": now - 3000, "says": f"{self.names[-1]} refuses connections.",
             "remedy": "Restart it, or take it out of the configuration.",
-            "evidence": {"failures": 12}, "hurt": {"promises_lost": 2, "tiers": {"standard": 2}},
+            "evidence": {"failures": 12}, "hurt": {"promises_lost": 0, "tiers": {}},
         }  # fmt: skip
         findings = [] if self.calm else [slow, down]
         return {"at": now, "window_s": 30.0, "requests": 2712, "promises_lost": 0 if self.calm

@@ -44,7 +44,7 @@ def page(browser: Browser, fake: FakeAdmin) -> Iterator[Page]:
     with dashboard(fake) as url:
         page = browser.new_page(viewport=LAPTOP)  # type: ignore[arg-type]
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda said: problems.append(said.text) if said.type == "error" else 0)
+        page.on("console", lambda said: problems.extend([said.text] * (said.type == "error")))
         page.goto(url)
         yield page
         page.close()

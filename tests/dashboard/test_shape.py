@@ -176,8 +176,14 @@ def test_decisions_can_be_narrowed_to_a_kind() -> None:
 
 
 def test_evidence_has_units() -> None:
-    evidence = {"step_ms": 61.0, "waited_s": 2.5, "kv_share": 0.93, "failures": 12, "node": "a"}
-    finding = said.Finding("x", "y", evidence=dict(evidence))
+    evidence: dict[str, float | str | None] = {
+        "step_ms": 61.0,
+        "waited_s": 2.5,
+        "kv_share": 0.93,
+        "failures": 12,
+        "node": "a",
+    }
+    finding = said.Finding("x", "y", evidence=evidence)
     assert evidence_of(finding) == [
         ("step", "61 ms"),
         ("waited", "2.50 s"),

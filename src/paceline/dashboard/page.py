@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import quote
 
 import msgspec
 
@@ -23,8 +24,10 @@ from paceline.markup import Markup, tag
 
 WINDOWS = {"10 s": 10, "1 min": 60, "10 min": 600, "1 h": 3600}
 DECISIONS = 100
-LATE = 25
-"""Late events of each worker that are asked for; of the one looked at ten times as many."""
+LATE, FAR, FAR_OF = 15, 150, 6
+"""Late events of each worker that are asked for; and of how many workers that have more, how many.
+One that is in trouble has hundreds, and a large fleet in trouble would have the gateway tell them
+all."""
 
 PARTS = ("findings", "promises", "fleet", "tokens", "stalls", "decisions", "tenants", "cost")
 
@@ -53,8 +56,7 @@ NOBODY = Missing("No worker is looked at.")
 async def look(source: Source, view: View) -> Seen:
     """Ask for all of it at once; what changes slowly is asked for seldom."""
     get = source.get
-    one = f"worker={view.worker}"
-    history, late = f"history?window={view.seconds}&by=", "stalls?limit="
+    one, history = f"worker={quote(view.worker, safe='')}", f"history?window={view.seconds}&by="
     async with asyncio.TaskGroup() as asks:
         summaries = {
             name: asks.create_task(
@@ -64,16 +66,16 @@ async def look(source: Source, view: View) -> Seen:
         }
         fleet = asks.create_task(get("fleet", said.Fleet))
         tiers = asks.create_task(get("tiers", said.Tiers, 5.0))
-        diagnosis = asks.create_task(get("diagnosis", said.Diagnosis, 2.0))
+        diagnosis = asks.create_task(get("diagnosis", said.Diagnosis, 3.0))
         whole = asks.create_task(get(history, said.History, view.seconds / 120))
-        stalled = asks.create_task(get(f"{late}{LATE}", said.Stalls, 3.0))
+        stalled = asks.create_task(_late(source))
         chosen = asks.create_task(get(f"decisions?limit={DECISIONS}", said.Decisions))
         who = asks.create_task(get("tenants", said.Tenants, 2.0))
         by_tenant = asks.create_task(get("summary?window=600&by=tenant", said.Summary, 5.0))
         spent = asks.create_task(get("cost?window=3600&by=tier", said.Cost, 10.0))
         if view.worker:
             own = asks.create_task(get(f"{history}&{one}", said.History, view.seconds / 120))
-            own_late = asks.create_task(get(f"{late}{10 * LATE}&{one}", said.Stalls, 2.0))
+            own_late = asks.create_task(get(f"stalls?limit={FAR}&{one}", said.Stalls, 3.0))
     return Seen(
         fleet.result(),
         tiers.result(),
@@ -88,6 +90,21 @@ async def look(source: Source, view: View) -> Seen:
         own.result() if view.worker else NOBODY,
         own_late.result() if view.worker else NOBODY,
     )
+
+
+async def _late(source: Source) -> said.Stalls | Missing:
+    """The newest late events of all, and more of the workers that have many."""
+    answer = await source.get(f"stalls?limit={LATE}", said.Stalls, 3.0)
+    if isinstance(answer, Missing):
+        return answer
+    many = [name for name, found in answer.workers.items() if len(found) >= LATE]
+    many.sort(key=lambda name: -sum(stall.late_s for stall in answer.workers[name]))
+    asked = [f"stalls?limit={FAR}&worker={quote(name, safe='')}" for name in many[:FAR_OF]]
+    workers = dict(answer.workers)
+    for told in await asyncio.gather(*(source.get(path, said.Stalls, 3.0) for path in asked)):
+        if not isinstance(told, Missing):
+            workers.update(told.workers)
+    return msgspec.structs.replace(answer, workers=workers)
 
 
 def page(seen: Seen, view: View, at: float) -> str:
@@ -145,11 +162,10 @@ def _figures(seen: Seen) -> Markup:
     minute = seen.summaries["1 min"]
     if not isinstance(minute, Missing):
         total = minute.total
-        gaps = total.gap_s or total.itl_s
         shown += [
             ("promises kept", words.share(total.attainment), ""),
             ("TTFT p99", words.seconds(total.ttft_s.p99 if total.ttft_s else None), ""),
-            ("ITL p99", words.seconds(gaps.p99 if gaps else None), ""),
+            ("ITL p99", words.seconds(total.itl_s.p99 if total.itl_s else None), ""),
             ("requests/s", words.count(round(total.requests_per_s, 1)), ""),
             ("tokens/s", words.count(round(total.output_tokens_per_s)), ""),
         ]

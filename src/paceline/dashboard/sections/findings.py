@@ -43,16 +43,13 @@ def _card(finding: Finding, at: float, view: View) -> Markup:
         tag("p", tag("b", words.plainly(finding.kind), class_="kind"), finding.says),
         tag("p", tag("b", "Do: "), finding.remedy, class_="remedy") if finding.remedy else "",
         tag("div", _hurt(finding), *facts, class_="facts"),
-        class_="finding",
+        class_="finding" if finding.hurt.promises_lost else "finding mild",
     )
 
 
 def _hurt(finding: Finding) -> Markup:
     """Promises first: they are what it is ranked by."""
     hurt = finding.hurt
-    who = ", ".join(
-        f"{name} {words.count(number)}"
-        for name, number in sorted(hurt.tiers.items(), key=lambda item: -item[1])
-    )
+    who = ", ".join(sorted(hurt.tiers, key=lambda tier: -hurt.tiers[tier]))
     lost = words.counted(hurt.promises_lost, "promise")
     return tag("span", tag("b", f"{lost} broken"), f" ({who})" if who else "", class_="hurt")

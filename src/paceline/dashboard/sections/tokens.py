@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import ceil, log
+from collections.abc import Callable, Sequence
+from math import ceil, log, log2
 
 import msgspec
 
@@ -20,6 +20,10 @@ INNER = WIDTH - LEFT - RIGHT
 LEAST_S = 60.0
 """The shortest time that is looked back."""
 TICKS_S = (5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
+
+
+Height = Callable[[float], float]
+"""From seconds to pixels."""
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -127,22 +131,17 @@ def _cells(grid: Heat, times: Times, rows: int) -> Markup:
     )
 
 
-def _scale(grid: Heat, y: object) -> Markup:
-    """A label at every doubling."""
-    assert callable(y)
-    bounds = grid.bounds_s[1:-1]
-    every = bounds[len(bounds) % 2 :: 2] if len(bounds) > 6 else bounds
+def _scale(grid: Heat, y: Height) -> Markup:
+    """A label at every doubling of a millisecond."""
+    doublings = [log2(bound * 1e3) for bound in grid.bounds_s]
+    shown = [2.0 ** round(n) / 1e3 for n in doublings[1:-1] if abs(n - round(n)) < 0.01]
+    labels = [(b, f"{b * 1e3:g} ms" if b < 1.0 else f"{b:.0f} s") for b in shown]
     return tag(
-        "g",
-        *(
-            tag("text", words.promised(float(f"{b:.2g}")), x=LEFT - 8, y=y(b) + 4, class_="end")
-            for b in every
-        ),
+        "g", *(tag("text", text, x=LEFT - 8, y=y(b) + 4, class_="end") for b, text in labels)
     )
 
 
-def _line(points: Sequence[tuple[float, float | None]], y: object, look: str) -> Markup:
-    assert callable(y)
+def _line(points: Sequence[tuple[float, float | None]], y: Height, look: str) -> Markup:
     known = [(x, y(value)) for x, value in points if value is not None]
     if not known:
         return Markup("")
@@ -157,9 +156,8 @@ def _line(points: Sequence[tuple[float, float | None]], y: object, look: str) ->
     )
 
 
-def _bounds(tiers: Sequence[Tier], y: object) -> Markup:
+def _bounds(tiers: Sequence[Tier], y: Height) -> Markup:
     """What was promised, named at the right end; tiers of one bound share a label."""
-    assert callable(y)
     names: dict[float, list[str]] = {}
     for tier in tiers:
         if tier.promise.itl_s:
