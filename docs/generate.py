@@ -482,8 +482,9 @@ def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple
 
 def admin_of(kernel: Kernel) -> Starlette:
     metrics = Metrics(kernel, {}, GAP_BOUNDS)
-    views = (*event_routes(kernel, cast(Any, None), lambda: 0.0), *Dashboard(False).routes())
-    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0, views)
+    nothing = cast(Any, None)
+    views = (*event_routes(kernel, nothing, lambda: 0.0, nothing), *Dashboard(False).routes())
+    return admin_app(kernel, metrics, nothing, lambda: 0.0, views)
 
 
 def exposition() -> str:

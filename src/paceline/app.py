@@ -95,12 +95,12 @@ class _Application:
         own = ordinary_app(self.names, time(), self.ready)
         self.gateway = Gateway(self.host, _directory(config), self.names, own, quotas=self.quotas)
         self.server = Server(self.gateway, _limits(config), monotonic)
+        self._stop = asyncio.Event()
         self.dashboard = Dashboard(config.observe.dashboard)
-        views = (*event_routes(kernel, self, time), *self.dashboard.routes())
+        views = (*event_routes(kernel, self, time, self._stop), *self.dashboard.routes())
         self.admin = admin_app(kernel, self.metrics, self, monotonic, views)
         self._load = load
         self._reloading = asyncio.Lock()
-        self._stop = asyncio.Event()
         self._notice_s, self._grace_s = config.shutdown.notice_s, config.shutdown.grace_s
         self._hurry: Callable[[], None] = lambda: None
 

@@ -24,6 +24,7 @@ class Busy:
     def __init__(self) -> None:
         self.log: list[Decision] = []
         self.now = 100.0
+        self.over = asyncio.Event()
 
     def ready(self) -> bool:
         return True
@@ -45,7 +46,7 @@ def busy(monkeypatch: pytest.MonkeyPatch) -> Busy:
 
 async def opened(busy: Busy) -> Any:
     """Yields the moments as they come."""
-    (route,) = event_routes(Kernel(), busy, lambda: busy.now)
+    (route,) = event_routes(Kernel(), busy, lambda: busy.now, busy.over)
     answer = await route.endpoint(Request({"type": "http"}))
     assert isinstance(answer, StreamingResponse)
     return answer.body_iterator
@@ -90,7 +91,7 @@ def test_who_reads_slowly_gets_one_moment_of_bounded_size(busy: Busy) -> None:
 
 def test_only_so_many_may_listen_and_who_leaves_makes_room(busy: Busy) -> None:
     async def play() -> None:
-        (route,) = event_routes(Kernel(), busy, lambda: busy.now)
+        (route,) = event_routes(Kernel(), busy, lambda: busy.now, busy.over)
         listeners = []
         for _ in range(MOST_LISTENERS):
             answer = await route.endpoint(Request({"type": "http"}))
@@ -100,5 +101,18 @@ def test_only_so_many_may_listen_and_who_leaves_makes_room(busy: Busy) -> None:
             await route.endpoint(Request({"type": "http"}))
         await listeners[0].aclose()
         await route.endpoint(Request({"type": "http"}))
+
+    asyncio.run(play())
+
+
+def test_the_stream_ends_with_the_gateway(busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "EVERY_S", 1000.0)
+
+    async def play() -> None:
+        moments = await opened(busy)
+        await next_of(moments)
+        asyncio.get_running_loop().call_soon(busy.over.set)
+        with pytest.raises(StopAsyncIteration):
+            await anext(moments)
 
     asyncio.run(play())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -29,8 +30,11 @@ class Followed(Protocol):
     def decisions(self) -> Iterable[Decided]: ...
 
 
-def event_routes(kernel: Kernel, followed: Followed, wall: Callable[[], float]) -> list[Route]:
-    """`/paceline/v1/events`. `wall` gives Unix time, as decisions have it."""
+def event_routes(
+    kernel: Kernel, followed: Followed, wall: Callable[[], float], over: asyncio.Event
+) -> list[Route]:
+    """`/paceline/v1/events`, until the gateway is `over`. `wall` gives Unix time, as decisions have
+    it."""
     listeners: set[object] = set()
 
     async def events(request: Request) -> Response:
@@ -45,7 +49,7 @@ def event_routes(kernel: Kernel, followed: Followed, wall: Callable[[], float]) 
         me, since = object(), wall()
         listeners.add(me)
         try:
-            while True:
+            while not over.is_set():
                 at = wall()
                 new = [d for d in followed.decisions() if since <= d.at < at]
                 since = at
@@ -57,7 +61,8 @@ def event_routes(kernel: Kernel, followed: Followed, wall: Callable[[], float]) 
                     "decisions": new[-MOST_TOLD:],
                 }
                 yield b"data: " + msgspec.json.encode(told) + b"\n\n"
-                await asyncio.sleep(EVERY_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), EVERY_S)
         finally:
             listeners.discard(me)
 
