@@ -90,6 +90,13 @@ def test_one_port_leads_to_all_of_it() -> None:
                 assert "default-src 'none'" in answer.headers["content-security-policy"]
             async with session.get("/dashboard/nothing") as answer:
                 assert answer.status == 404
+            for asked, packed in (("gzip", "gzip"), ("identity", None)):
+                headers = {"accept-encoding": asked}
+                async with session.get("/dashboard/", headers=headers) as answer:
+                    assert answer.headers.get("content-encoding") == packed
+            plain = session.get("/dashboard/", skip_auto_headers=["accept-encoding"])
+            async with plain as answer:
+                assert "content-encoding" not in answer.headers
 
     played(play)
 

@@ -30,10 +30,9 @@ RESTARTS, WITHIN_S = 5, 600.0
 """A dashboard that ends so often in so long is left alone."""
 PAUSE_S = 1.0
 """Before it is started again."""
-ASKED_ON = ("accept-encoding",)
 PASSED_ON = ("content-type", "content-encoding", "content-security-policy", "cache-control",
              "x-content-type-options", "referrer-policy")  # fmt: skip
-"""Headers that go there, and that come back."""
+"""Headers that come back from it."""
 
 log = structlog.get_logger("paceline")
 
@@ -61,7 +60,7 @@ class Dashboard:
         """The dashboard, made by a process of its own (`observe.dashboard`)."""
         if self._session is None:
             raise Unavailable("there is no dashboard, or not yet", retry_after_s=1.0)
-        headers = {name: request.headers[name] for name in ASKED_ON if name in request.headers}
+        headers = {"accept-encoding": request.headers.get("accept-encoding", "identity")}
         path = "/" + request.path_params["path"]
         query = request.url.query
         url = f"{path}?{query}" if query else path
