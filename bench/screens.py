@@ -70,7 +70,7 @@ async def stage(seconds: float, slow: bool, folder: Path) -> AsyncIterator[str]:
             config = str(folder / f"{name}.yaml")
             started = running.enter_context(process(log, command, "--config", config))
             await ready(started, health, log)
-        load = ["replay", "mixed", "--url", url(listen), "--rate", str(RATE), "--key", "a"]
+        load = ["replay", "chat", "--url", url(listen), "--rate", str(RATE), "--key", "a"]
         load += ["--tiers", "premium=0.4,standard=0.5,batch=0.1", "--duration", str(seconds + 60)]
         running.enter_context(process(folder / "load.log", *load))
         await asyncio.sleep(seconds / 3)
@@ -99,8 +99,8 @@ async def shoot(admin: str, out: Path, name: str) -> list[Path]:
             await page.screenshot(path=taken[-1])
             taken.append(out / f"{name}-{scheme}-whole.png")
             await page.screenshot(path=taken[-1], full_page=True)
-        worst = page.locator(".tile.over, .tile.tight, .tile").first
-        await worst.click()
+        worst = page.locator(".tile.over, .tile:has(em), .tile.tight")
+        await (worst if await worst.count() else page.locator(".tile")).first.click()
         await page.wait_for_timeout(2500)
         taken.append(out / f"{name}-worker.png")
         await page.locator("#worker").screenshot(path=taken[-1])

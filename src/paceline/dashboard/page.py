@@ -166,8 +166,8 @@ def _figures(seen: Seen) -> Markup:
             ("promises kept", words.share(total.attainment), ""),
             ("TTFT p99", words.seconds(total.ttft_s.p99 if total.ttft_s else None), ""),
             ("ITL p99", words.seconds(total.itl_s.p99 if total.itl_s else None), ""),
-            ("requests/s", words.count(round(total.requests_per_s, 1)), ""),
-            ("tokens/s", words.count(round(total.output_tokens_per_s)), ""),
+            ("requests/s", words.count(total.requests_per_s), ""),
+            ("tokens/s", words.count(total.output_tokens_per_s), ""),
         ]
     if not isinstance(seen.fleet, Missing):
         workers = workers_of(seen.fleet)

@@ -183,13 +183,13 @@ class Figures(msgspec.Struct, frozen=True):
 
     of: dict[str, str] = {}
     requests: int = 0
-    requests_per_s: float = 0.0
+    requests_per_s: float | None = None
     kept: int = 0
     attainment: float | None = None
     burn: float | None = None
     shed: int = 0
     failed: int = 0
-    output_tokens_per_s: float = 0.0
+    output_tokens_per_s: float | None = None
     ttft_s: Quantiles | None = None
     itl_s: Quantiles | None = None
     stall_s: Quantiles | None = None
