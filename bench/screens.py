@@ -3,7 +3,7 @@
     python bench/screens.py [--out docs/images] [--admin URL] [--calm] [--seconds 45]
 
 Without `--admin` it builds a stage of its own: eight emulated engines, a gateway with its
-dashboard, three tiers of load, and after a third of the time one engine three times as slow. Needs
+dashboard, three tiers of load, and after a third of the time one engine four times as slow. Needs
 `pip install playwright` and a Chromium (Debian: apt install chromium).
 """
 
@@ -75,7 +75,7 @@ async def stage(seconds: float, slow: bool, folder: Path) -> AsyncIterator[str]:
         running.enter_context(process(folder / "load.log", *load))
         await asyncio.sleep(seconds / 3)
         if slow:
-            order = {"factor": 3, "seconds": seconds}
+            order = {"factor": 4, "seconds": seconds}
             async with aiohttp.ClientSession() as session:
                 await session.post(url(ports[SLOW]) + "/emulate/slowdown", json=order)
         await asyncio.sleep(seconds * 2 / 3)

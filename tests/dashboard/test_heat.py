@@ -48,12 +48,19 @@ def test_no_history_is_no_picture() -> None:
 @given(st.lists(st.lists(st.integers(0, 10**6), min_size=32, max_size=32), max_size=5))
 def test_every_token_is_in_a_cell_and_cells_fit_the_rows(counts: list[list[int]]) -> None:
     grid = heat(history(*counts))
-    rows = len(grid.bounds_s) - 1
-    assert rows >= FEWEST_ROWS
+    assert len(grid.bounds_s) - 1 >= FEWEST_ROWS
     assert grid.tokens == sum(map(sum, counts))
     for column, each in zip(grid.columns, counts, strict=True):
-        assert len(column.levels) == rows
-        assert sum(level > 0 for level in column.levels) == sum(n > 0 for n in each)
+        assert len(column.levels) == len(grid.bounds_s) - 1
+        assert any(column.levels) == any(each)
+
+
+def test_a_few_that_came_together_do_not_stretch_the_picture_but_a_late_one_does() -> None:
+    usual = only(12, 10_000)
+    fast, late = usual.copy(), usual.copy()
+    fast[0], late[26] = 1, 1
+    assert heat(history(fast)).bounds_s == heat(history(usual)).bounds_s
+    assert heat(history(late)).bounds_s[-1] > BOUNDS_S[25]
 
 
 def test_what_a_gateway_says_can_be_drawn() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import accumulate, zip_longest
 
 import msgspec
 
@@ -12,6 +13,9 @@ from paceline.dashboard.said import History
 LEVELS = (0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Shares of a moment's tokens above which a cell takes the next colour."""
 FEWEST_ROWS = 8
+FASTEST = 0.005
+"""Share of all tokens that may be faster than the lowest row: they are counted in it. Chunks that
+come together give gaps of nothing, and would make the picture tall for the least that matters."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -40,7 +44,8 @@ def heat(history: History, shown_s: Sequence[float] = ()) -> Heat:
         edges[0] = edges[1] / 2**0.5
         edges.append(edges[-1] * 2**0.5)
     counts = [slot.total.gap_counts or [] for slot in history.slots]
-    used = [i for each in counts for i, n in enumerate(each) if n]
+    everything = [sum(each) for each in zip_longest(*counts, fillvalue=0)]
+    used = _slower_than_the_fastest(everything)
     used += [max(bisect_left(edges, s) - 1, 0) for s in shown_s if edges[1:]]
     low, high = _rows(min(used, default=0), max(used, default=0), len(edges) - 1)
     columns = [
@@ -56,6 +61,12 @@ def heat(history: History, shown_s: Sequence[float] = ()) -> Heat:
     return Heat(edges[low : high + 2], columns, sum(map(sum, counts)))
 
 
+def _slower_than_the_fastest(counts: Sequence[int]) -> list[int]:
+    """Rows that have tokens, without those below which hardly any are."""
+    few = FASTEST * sum(counts)
+    return [i for i, so_far in enumerate(accumulate(counts)) if counts[i] and so_far > few]
+
+
 def _rows(low: int, high: int, rows: int) -> tuple[int, int]:
     """One row of air on both sides, and enough rows to be a picture."""
     low, high = max(low - 1, 0), min(high + 1, max(rows - 1, 0))
@@ -69,4 +80,5 @@ def _levels(counts: Sequence[int], low: int, high: int) -> list[int]:
     if not total:
         return [0] * (high - low + 1)
     padded = [*counts, *[0] * (high + 1 - len(counts))]
-    return [bisect_left(LEVELS, n / total) for n in padded[low : high + 1]]
+    shown = [sum(padded[: low + 1]), *padded[low + 1 : high + 1]]
+    return [bisect_left(LEVELS, n / total) for n in shown]

@@ -43,8 +43,8 @@ def _tile(tile: Tile, name: str, view: View) -> Markup:
     chosen = view.worker == tile.id
     quiet = tile.state in ("down", "idle")
     figure = words.NONE if tile.state == "down" else words.percent(tile.headroom)
-    named = tile.state in LOUD and not (tile.slow and tile.headroom < 0.0)  # that says enough
-    state = STATES[tile.state].partition(" ")[0] if named else ""
+    said = tile.state in LOUD and not (tile.slow and tile.state in ("over", "tight"))
+    state = STATES[tile.state].partition(" ")[0] if said else ""  # that it is slow says enough
     kv = "KV ?" if tile.kv is None else f"KV {words.percent(tile.kv)}"
     slow = tag("em", words.times(tile.slowdown)) if tile.slow else ""
     return tag(
