@@ -42,7 +42,9 @@ from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
 from paceline.observe.cluster import Cluster
+from paceline.observe.dashboard import Dashboard
 from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.events import event_routes
 from paceline.observe.findings import diagnosis_routes
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
@@ -487,13 +489,16 @@ def structs(module: ModuleType, kinds: Sequence[type[Struct]]) -> Iterator[tuple
 
 def admin_of(kernel: Kernel) -> Starlette:
     metrics = Metrics(kernel, {}, GAP_BOUNDS)
+    nothing = cast(Any, None)
     clocks = (lambda: 0.0, lambda: 0.0)
     cluster = Cluster(kernel, {}, lambda tier: 1.0, 0.0)
     views = [
         *diagnosis_routes(Diagnosis(kernel, Stalls(kernel), clocks)),
         *cluster_routes(cluster, kernel, GAP_BOUNDS, lambda: 0.0),
+        *event_routes(kernel, nothing, lambda: 0.0, nothing),
+        *Dashboard(False).routes(),
     ]
-    return admin_app(kernel, metrics, cast(Any, None), lambda: 0.0, views)
+    return admin_app(kernel, metrics, nothing, lambda: 0.0, views)
 
 
 def exposition() -> str:

@@ -128,7 +128,9 @@ def hosting(kernel: Any, log: io.BytesIO | None = None) -> LiveHost:
         if log is not None:
             log.write(line(now, fact, commands))
 
-    return LiveHost(kernel, Timeouts(), lambda exchange: None, time, on_fact)
+    host = LiveHost(kernel, Timeouts(), lambda exchange: None, time)
+    host.observers = [on_fact]
+    return host
 
 
 def test_commands_run_in_the_order_in_which_they_were_given() -> None:

@@ -370,8 +370,8 @@ async def test_a_drained_worker_s_streams_finish_while_new_ones_go_elsewhere(
         assert all(
             w["id"] != id_of(a) for w in (await running.ordered("GET", "/workers"))["workers"]
         )
-        assert id_of(a) in running.app.metrics.text().decode()
-        assert id_of(a) not in running.app.metrics.text().decode()
+        assert id_of(a) in running.app.observing.metrics.text().decode()
+        assert id_of(a) not in running.app.observing.metrics.text().decode()
         assert (await running.ask("DELETE", f"/workers/{id_of(a)}"))[0] == 404
 
 

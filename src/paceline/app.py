@@ -7,9 +7,7 @@ import contextlib
 import gc
 import signal
 import ssl
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from random import uniform
+from collections.abc import Callable, Iterable, Mapping
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -30,35 +28,22 @@ from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.outcome import outcome_of
 from paceline.gateway.ports import Turn
 from paceline.gateway.quota import Quotas
-from paceline.gateway.relay import GAP_BOUNDS
 from paceline.gateway.server import Gateway
-from paceline.host import LiveHost, Observer
+from paceline.host import Decision, LiveHost
 from paceline.kernel import Kernel, Settings
-from paceline.kernel.log import known_workers, opening
 from paceline.observe.admin import admin_app
-from paceline.observe.cluster import Cluster
-from paceline.observe.diagnosis import Diagnosis
-from paceline.observe.factlog import FactLog
-from paceline.observe.findings import diagnosis_routes
-from paceline.observe.lag import watch_lag
-from paceline.observe.logs import configure, request_line
-from paceline.observe.metrics import Metrics
-from paceline.observe.stalls import Stalls
-from paceline.observe.views import cluster_routes
+from paceline.observe.events import event_routes
+from paceline.observe.logs import configure
+from paceline.observing import Observing
 from paceline.wire.server import Limits, Server
 
 if TYPE_CHECKING:
-    from paceline.observe.otel import OpenTelemetry
     from paceline.tokens import Prompts
 
 LAST_WORDS_S = 2.0
 """How long clients may take to read that their request was ended."""
 
 EXTRA = "pip install 'paceline[tokens]'"
-LOOK_S = (1.5, 2.5)
-"""Between two looks at who uses the workers, and at what has happened: by chance, so that no rhythm
-of the load is taken for the whole."""
-
 ENDING = "the gateway is shutting down"
 
 Fleet = dict[str, tuple[Worker, str]]
@@ -101,21 +86,8 @@ class _Application:
         timeouts = Timeouts(
             config.timeouts.connect_s, config.timeouts.first_token_s, config.timeouts.stall_s
         )
-        self.stalls = Stalls(kernel)
-        self.facts = _fact_log(config, kernel)
-        observers: list[Observer] = [self.stalls.saw]
-        if self.facts is not None:
-            observers.insert(0, self.facts.write)
-        self.host = LiveHost(kernel, timeouts, self._closed, time, observers, self._turned)
+        self.host = LiveHost(kernel, timeouts, self._closed, time, on_turn=self._turned)
         self.quotas = Quotas(config.tenants)
-        self.metrics = Metrics(
-            kernel,
-            self.host.gap_counts,
-            GAP_BOUNDS,
-            self._refusals,
-            lambda: {name: tier.attain for name, tier in self.gateway.directory.tiers.items()},
-            config.observe.max_tenants,
-        )
         self.names = config.aliases
         """Changed in place by a reload: others look here too."""
         own = ordinary_app(self.names, time(), self.ready)
@@ -128,22 +100,15 @@ class _Application:
             quotas=self.quotas,
             prompts=self.prompts,
         )
-        self.otel = _otel(config)
-        if self.otel is not None:
-            self.gateway.trace = self.otel.begin
         self.server = Server(self.gateway, _limits(config), monotonic)
-        self.cluster = Cluster(
-            kernel, self.host.gap_counts, self._attain, monotonic(), self.host.asked
-        )
-        diagnosis = Diagnosis(kernel, self.stalls, (monotonic, time), self._refusals)
-        views = [
-            *diagnosis_routes(diagnosis),
-            *cluster_routes(self.cluster, kernel, GAP_BOUNDS, time),
-        ]
-        self.admin = admin_app(kernel, self.metrics, self, monotonic, views)
+        self.observing = Observing(config, self.host, self._tiers, self._refusals)
+        if self.observing.otel is not None:
+            self.gateway.trace = self.observing.otel.begin
+        self._stop = asyncio.Event()
+        views = [*event_routes(kernel, self, time, self._stop), *self.observing.routes]
+        self.admin = admin_app(kernel, self.observing.metrics, self, monotonic, views)
         self._load = load
         self._reloading = asyncio.Lock()
-        self._stop = asyncio.Event()
         self._notice_s, self._grace_s = config.shutdown.notice_s, config.shutdown.grace_s
         self._hurry: Callable[[], None] = lambda: None
 
@@ -152,39 +117,16 @@ class _Application:
         self.quotas.ended(outcome, monotonic())
         if self.prompts is not None:
             self.prompts.ended(outcome)
-        self.metrics.closed(outcome)
-        self.cluster.closed(outcome)
-        if self.otel is not None:
-            self.otel.closed(exchange, outcome)
-        request_line(self.log, outcome)
+        self.observing.closed(exchange, outcome)
 
     def _turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
-        asked = exchange.asked
-        if self.otel is not None:
-            self.otel.turned(asked.id, turn, because)
-        match turn:
-            case "shed":
-                self.metrics.shed(asked)
-            case "moved":
-                self.metrics.moved(asked, _kind(because, exchange.worker_id))
-            case "paused":
-                self.metrics.paused(asked, _kind(because, exchange.worker_id))
+        self.observing.turned(exchange, turn, because)
+
+    def _tiers(self) -> Mapping[str, Tier]:
+        return self.gateway.directory.tiers
 
     def _refusals(self) -> dict[str, int]:
         return {usage.tenant: usage.refused for usage in self.quotas.usage(monotonic())}
-
-    def _attain(self, tier: str) -> float:
-        """Share of its promises that a tier is to keep; of one that is gone, what is usual."""
-        return self.gateway.directory.tiers.get(tier, Tier(tier)).attain
-
-    async def _look(self) -> None:
-        """Count what has happened, again and again."""
-        while True:
-            await asyncio.sleep(uniform(*LOOK_S))  # noqa: S311 (no secret)
-            try:
-                await self.cluster.look_aside(monotonic())
-            except Exception:  # what is counted is not worth a stream
-                self.log.exception("a bug kept the last seconds from being counted")
 
     # From start to end.
 
@@ -209,14 +151,12 @@ class _Application:
             running = [
                 tasks.create_task(self.host.run(engines), name="host"),
                 tasks.create_task(self.server.sweep(), name="sweep"),
-                tasks.create_task(self._look(), name="look"),
-                tasks.create_task(watch_lag(self.stalls.lag), name="lag"),
-                tasks.create_task(admin.serve(), name="admin"),
+                *(
+                    tasks.create_task(work, name=name)
+                    for name, work in self.observing.tasks(admin.url).items()
+                ),
             ]
-            if self.facts is not None:
-                running.insert(0, tasks.create_task(self.facts.run(), name="facts"))
-            if self.otel is not None:
-                running.insert(0, tasks.create_task(self.otel.run(), name="otel"))
+            tasks.create_task(admin.serve(), name="admin")  # ends when it is told to
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._told_to_stop, number)
@@ -230,14 +170,10 @@ class _Application:
             ended_well = await self._drain()
             admin.should_exit = True
             for task in running:
-                if task.get_name() != "admin":  # that one ends by itself
-                    task.cancel()
+                task.cancel()
         if self.prompts is not None:
             self.prompts.close()
-        if self.facts is not None:
-            self.facts.close()
-        if self.otel is not None:
-            await asyncio.to_thread(self.otel.close)
+        await self.observing.close()
         return ended_well
 
     def _told_to_stop(self, number: int) -> None:
@@ -270,7 +206,7 @@ class _Application:
         """May clients be sent here?"""
         return not self._stop.is_set() and self.host.serves(set(self.names.values()))
 
-    def decisions(self) -> Iterable[msgspec.Struct]:
+    def decisions(self) -> Iterable[Decision]:
         return self.host.decisions
 
     def settings(self) -> dict[str, Any]:
@@ -372,39 +308,17 @@ class _Application:
 class _AdminServer(uvicorn.Server):
     """uvicorn without its own signal handling: the application decides when to stop."""
 
+    async def url(self) -> str:
+        """Where it answers on this machine, once it does."""
+        while not self.started:  # noqa: ASYNC110 (uvicorn tells no other way)
+            await asyncio.sleep(0.02)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+        return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
         yield
-
-
-def _kind(because: str, worker_id: str) -> str:
-    """A reason without the worker's name, so that alike ones count together."""
-    return because.replace(worker_id, "the worker")
-
-
-def _fact_log(config: Config, kernel: Kernel) -> FactLog | None:
-    """The log of facts, if one is wanted."""
-    if config.log_facts is None:
-        return None
-
-    def head(continued: bool) -> bytes:
-        now = monotonic()
-        first = opening(kernel.settings, continued, unix_at_0=time() - now)
-        return b"".join([first, *known_workers(kernel, now)])
-
-    observe = config.observe
-    return FactLog(Path(config.log_facts), observe.facts_mb * 2**20, observe.facts_files, head)
-
-
-def _otel(config: Config) -> OpenTelemetry | None:
-    """The way to an OpenTelemetry collector, if one is set."""
-    if config.observe.otlp is None:
-        return None
-    try:
-        from paceline.observe.otel import OpenTelemetry
-    except ImportError:
-        raise ConfigError(["observe.otlp: needs `pip install 'paceline[otel]'`"]) from None
-    return OpenTelemetry(str(config.observe.otlp), config.observe.sample)
 
 
 def _directory(config: Config) -> Directory:

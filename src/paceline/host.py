@@ -82,7 +82,6 @@ class LiveHost:
         timeouts: Timeouts,
         on_closed: Callable[[Exchange], None],
         wall: Callable[[], float],
-        observers: Sequence[Observer] = (),
         on_turn: Callable[[Exchange, Turn, str], None] = lambda *_: None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -98,7 +97,7 @@ class LiveHost:
         self._timeouts = timeouts
         self._on_closed = on_closed
         self._on_turn = on_turn
-        self._observers = observers
+        self.observers: Sequence[Observer] = ()
         self._wall = wall
         self._random = random_bytes
         self._tasks: asyncio.TaskGroup | None = None
@@ -179,7 +178,7 @@ class LiveHost:
         """
         now = monotonic()
         commands = self.kernel.handle(fact, now)
-        for saw in self._observers:
+        for saw in self.observers:
             saw(now, fact, commands)
         for command in commands:
             self.decisions.append(Decision(self._wall(), command))

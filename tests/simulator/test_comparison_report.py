@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from played import SCENARIO, played
 from rich.console import Console
 
+from paceline.markup import join, tag
 from paceline.simulator import report
 from paceline.simulator.charts import (
     DASHES,
@@ -22,11 +23,9 @@ from paceline.simulator.charts import (
     Point,
     Rule,
     chart,
-    join,
     linear_axis,
     log_axis,
     nines_axis,
-    tag,
 )
 from paceline.simulator.compare import Comparison, compare
 from paceline.simulator.html import page

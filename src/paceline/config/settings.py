@@ -278,6 +278,8 @@ class Observe(msgspec.Struct, frozen=True, kw_only=True):
     becomes the first of the older files (`.1`, `.2`, ...), and a new one begins."""
     facts_files: Annotated[int, Meta(ge=2, le=10_000, description="a whole number")] = 8
     """How many files of `log_facts` are kept, the newest included, 2 to 10,000."""
+    dashboard: bool = False
+    """Whether a dashboard is shown on the admin listener, by a process of its own."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

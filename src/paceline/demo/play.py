@@ -69,7 +69,7 @@ class _Demo:
             if with_model and not small:
                 say(HOW_TO_GET_THE_MODEL)
             for policy in scenario.POLICIES:
-                async with fleet(self.play, policy, small, self.folder) as up:
+                async with fleet(self.play, policy, small, self.folder, dashboard=keep) as up:
                     acts.append(await _Performance(self.play, policy, up, small, self.screen).run())
                     if policy == scenario.POLICIES[-1]:
                         self._report(acts, as_json=as_json)
@@ -98,7 +98,8 @@ class _Demo:
         slow = '{"factor":3,"seconds":60}'
         replay = f"{sys.executable} -m paceline replay poisson --rate 10 --model {scenario.MODEL}"
         for line in (
-            "All of it stays up until Ctrl-C. Ask, look, and make an engine slow:",
+            f"All of it stays up until Ctrl-C. The dashboard: {up.admin}",
+            "Ask, look, and make an engine slow:",
             f"  curl -N {up.gateway}/v1/chat/completions -d '{body}'",
             f"  curl {up.admin}/paceline/v1/fleet",
             f"  curl {up.engines[0]}/emulate/slowdown -d '{slow}'",

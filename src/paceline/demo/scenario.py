@@ -74,7 +74,9 @@ class Scenario(msgspec.Struct, frozen=True):
         return {"engines": [msgspec.structs.asdict(engine) for engine in engines]}
 
 
-def gateway(policy: str, listen: str, admin: str, engines: list[str], small: str) -> dict[str, Any]:
+def gateway(
+    policy: str, listen: str, admin: str, engines: list[str], small: str, dashboard: bool = False
+) -> dict[str, Any]:
     """The gateway's configuration; addresses are URLs, and `small` is empty without that model."""
     workers = [{"url": url, "kind": "vllm"} for url in engines]
     models = [{"name": MODEL, "workers": workers}]
@@ -90,5 +92,6 @@ def gateway(policy: str, listen: str, admin: str, engines: list[str], small: str
         },
         "default_tier": "premium",  # Without a key one may ask for less than this, not for more.
         "routing": {"policy": policy},
+        "observe": {"dashboard": dashboard},
         "logging": {"level": "warning"},
     }

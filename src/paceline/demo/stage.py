@@ -66,12 +66,12 @@ async def small_model(folder: Path, *, wanted: bool) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def fleet(
-    play: scenario.Scenario, policy: str, small: str, folder: Path
+    play: scenario.Scenario, policy: str, small: str, folder: Path, dashboard: bool = False
 ) -> AsyncIterator[Fleet]:
     """Fresh emulated engines, with nothing in their caches, and a gateway that knows nothing."""
     listen, admin, *ports = free_ports(2 + scenario.WORKERS)
     up = Fleet(url(listen), url(admin), [url(port) for port in ports])
-    config = scenario.gateway(policy, up.gateway, up.admin, up.engines, small)
+    config = scenario.gateway(policy, up.gateway, up.admin, up.engines, small, dashboard)
     engines_file, config_file = folder / "engines.yaml", folder / f"{policy}.yaml"
     engines_file.write_bytes(msgspec.yaml.encode(play.engines(ports)))
     config_file.write_bytes(msgspec.yaml.encode(config))

@@ -24,6 +24,16 @@ class Prediction(msgspec.Struct, frozen=True):
     """The same of `itl_s`."""
 
 
+class RunnerUp(msgspec.Struct, frozen=True):
+    """The road not taken: the next best worker, and what was expected of it."""
+
+    worker_id: str
+    costs_more: float
+    """Above the worker chosen, in broken promises; of those that tie it may be below 0."""
+    ttft_s: float
+    itl_s: float
+
+
 class Dispatch(msgspec.Struct, frozen=True, tag=True):
     request_id: str
     worker_id: str
@@ -35,6 +45,8 @@ class Dispatch(msgspec.Struct, frozen=True, tag=True):
     """Tokens that the client has already: the answer goes on after them."""
     prefilled_at: str = ""
     """The worker that has the prompt's KV cache for it; empty: it prefills the prompt itself."""
+    runner_up: RunnerUp | None = None
+    """None where there was no other, and for policies that do not compare."""
 
 
 class Prefill(msgspec.Struct, frozen=True, tag=True):

@@ -306,6 +306,7 @@ class Dispatcher:
             live.attempt,
             live.produced,
             handover.worker.worker.id if handover is not None else "",
+            choice.runner_up,
         )
 
     def _entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from math import isfinite
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from paceline.domain.commands import Command
 from paceline.domain.errors import (
     ConfigError,
     InvalidRequest,
@@ -25,9 +27,19 @@ from paceline.kernel import Kernel
 from paceline.kernel.timing import export, to_json
 from paceline.kernel.worker import Accuracy, WorkerState
 from paceline.observe.metrics import Metrics
+from paceline.observe.room import room
 from paceline.policy.steptime import Load
 
 MAX_DECISIONS = 1000
+
+
+class Decided(Protocol):
+    """A decision, with the Unix time at which it was taken."""
+
+    @property
+    def at(self) -> float: ...
+    @property
+    def command(self) -> Command: ...
 
 
 class Operated(Protocol):
@@ -37,7 +49,7 @@ class Operated(Protocol):
     """
 
     def ready(self) -> bool: ...
-    def decisions(self) -> Iterable[msgspec.Struct]: ...
+    def decisions(self) -> Iterable[Decided]: ...
     def settings(self) -> dict[str, Any]: ...
     def tiers(self) -> list[dict[str, Any]]: ...
     def tenants(self) -> list[dict[str, Any]]: ...
@@ -64,10 +76,9 @@ def admin_app(
     """The admin application, with `more` that it answers."""
 
     async def fleet(request: Request) -> Response:
-        moment = now()
         models = {
-            model: {"workers": [worker_view(w, moment) for w in pool.workers.values()]}
-            for model, pool in kernel.pools.items()
+            model: {"workers": await seen(list(pool.workers.values()))}
+            for model, pool in list(kernel.pools.items())
         }
         held = kernel.held()
         ready = operated.ready()
@@ -76,8 +87,15 @@ def admin_app(
 
     async def workers(request: Request) -> Response:
         """The workers alone, each as `fleet` shows it."""
-        moment = now()
-        return _json({"workers": [worker_view(w, moment) for w in kernel.workers.values()]})
+        return _json({"workers": await seen(list(kernel.workers.values()))})
+
+    async def seen(workers: list[WorkerState]) -> list[dict[str, Any]]:
+        """Between two workers the token streams go on."""
+        views = []
+        for worker in workers:
+            views.append(worker_view(worker, now()))
+            await asyncio.sleep(0)
+        return views
 
     async def add_worker(request: Request) -> Response:
         """Add a worker, or change one: what a configuration says of it, and its `model`."""
@@ -113,9 +131,9 @@ def admin_app(
         if not text.isdecimal() or not 1 <= int(text) <= MAX_DECISIONS:
             raise InvalidRequest(f"limit must be a number from 1 to {MAX_DECISIONS}", param="limit")
         wanted = request.query_params.get("request_id")
-        found = [msgspec.to_builtins(d) for d in operated.decisions()]
+        found = list(operated.decisions())
         if wanted is not None:
-            found = [d for d in found if d["command"]["request_id"] == wanted]
+            found = [d for d in found if d.command.request_id == wanted]
         return _json({"decisions": found[-int(text) :][::-1]})
 
     async def timing(request: Request) -> Response:
@@ -204,6 +222,7 @@ def worker_view(state: WorkerState, now: float) -> dict[str, Any]:
             "overhead_s": state.windows.overhead_s,
             "prefill_tokens_per_s": state.prefill_rate(now),
         },
+        "room": msgspec.to_builtins(room(state, now)),
         "cache_trust": state.trust,
         "predictions": {"ttft": _accuracy(state.ttft), "itl": _accuracy(state.itl)},
     }

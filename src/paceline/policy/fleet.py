@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from paceline.domain.commands import Prediction
+from paceline.domain.commands import Prediction, RunnerUp
 from paceline.domain.facts import Fact
 from paceline.policy.standing import Ask, Standing
 
@@ -50,6 +50,7 @@ class Choice(msgspec.Struct, frozen=True):
     """Not yet: no worker is open to it, and this one would be the best of them."""
     source: int | None = None
     """Another place, that prefills its prompt."""
+    runner_up: RunnerUp | None = None
 
 
 Policy = Callable[[Fleet, Ask, Sequence[int]], Choice]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from paceline.domain.commands import RunnerUp
 from paceline.policy import baselines
 from paceline.policy.admit import is_open
 from paceline.policy.fleet import Choice, Fleet, Learner, Policy
@@ -73,6 +74,7 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
         because,
         prediction(chosen.worker, ask, seen, ask.cached.get(chosen.place, 0.0)),
         wait,
+        runner_up=_runner_up(fleet, fair, costs, k),
     )
 
 
@@ -83,6 +85,20 @@ class _Option(NamedTuple):
     worker: Standing
     seen: Forecast
     loss: float
+
+
+def _runner_up(
+    fleet: Fleet, options: Sequence[_Option], costs: list[float], chosen: int
+) -> RunnerUp | None:
+    """The next best, for those who ask why."""
+    others = costs[:chosen] + costs[chosen + 1 :]
+    if not others:
+        return None
+    least = min(others)
+    k = others.index(least)
+    other = options[k + (k >= chosen)]
+    more = least - costs[chosen]
+    return RunnerUp(fleet.ids[other.place], more, other.seen.ttft_s, other.seen.itl_s)
 
 
 def _fair(ask: Ask, options: Sequence[_Option]) -> list[_Option]:

@@ -6,29 +6,11 @@ What a reader can't tell by colour, dashes and markers tell; every chart has a l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from math import ceil, floor, inf, log10
 
 import msgspec
 
-
-class Markup(str):
-    """Text that is HTML or SVG already, and is not escaped again."""
-
-    __slots__ = ()
-
-
-def tag(name: str, *children: str, **attributes: str | float) -> Markup:
-    """An element. `_` stands for `-` in names of attributes, and `class_` for `class`."""
-    given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_text(value))}"'
-        for key, value in attributes.items()
-    )
-    return Markup(f"<{name}{given}>{join(children)}</{name}>")
-
-
-def join(children: Iterable[str]) -> Markup:
-    return Markup("".join(c if isinstance(c, Markup) else escape(c) for c in children))
+from paceline.markup import Markup, plain, tag
 
 
 class Axis(msgspec.Struct, frozen=True):
@@ -125,7 +107,7 @@ def chart(
         *(_rule(rule, y, frame) for rule in rules if y.low <= rule.y <= y.high),
         *_band_labels(bands, x, frame),
     ]
-    box = f"0 0 {_text(frame.width)} {_text(frame.height)}"
+    box = f"0 0 {plain(frame.width)} {plain(frame.height)}"
     return tag("svg", *parts, viewBox=box, role="img", aria_label=about)
 
 
@@ -143,9 +125,9 @@ def bar(
         start += part
     if low is not None and high is not None:
         left, right = (min(max(end, 0.0), 1.0) * (width - 2) + 1 for end in (low, high))
-        way = f"M{_text(left)} 5V13M{_text(left)} 9H{_text(right)}M{_text(right)} 5V13"
+        way = f"M{plain(left)} 5V13M{plain(left)} 9H{plain(right)}M{plain(right)} 5V13"
         drawn.append(tag("path", d=way, class_="whisker"))
-    box = f"0 0 {_text(width)} 18"
+    box = f"0 0 {plain(width)} 18"
     return tag("svg", *drawn, width=width, height=18, viewBox=box, class_="bar", aria_hidden="true")
 
 
@@ -283,7 +265,7 @@ def _path(spots: Sequence[tuple[float, float]], style: int) -> Markup:
 
 
 def _stroke(spots: Sequence[tuple[float, float]], look: str, dashes: str = "") -> Markup:
-    way = "M" + "L".join(f"{_text(x)} {_text(y)}" for x, y in spots)
+    way = "M" + "L".join(f"{plain(x)} {plain(y)}" for x, y in spots)
     named = {"class_": look} if look else {}
     dashed = {"stroke_dasharray": dashes} if dashes else {}
     return tag("path", d=way, **named, **dashed)
@@ -300,8 +282,4 @@ def _marker(x: float, y: float, style: int) -> Markup:
         "down": ((0, 4), (4, -3), (-4, -3)),
         "bow": ((-4, -3), (4, 3), (4, -3), (-4, 3)),
     }[shape]
-    return tag("polygon", points=" ".join(f"{_text(x + dx)},{_text(y + dy)}" for dx, dy in corners))
-
-
-def _text(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{round(value, 1):g}"
+    return tag("polygon", points=" ".join(f"{plain(x + dx)},{plain(y + dy)}" for dx, dy in corners))

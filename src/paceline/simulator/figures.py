@@ -6,22 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import inf, isfinite
 from statistics import fmean
 
+from paceline.markup import Markup, join, tag
 from paceline.simulator.charts import (
     SMALL,
     Axis,
     Band,
     Line,
-    Markup,
     Point,
     Rule,
     chart,
-    join,
     linear_axis,
     log_axis,
     names_axis,
     nines_axis,
     sample,
-    tag,
 )
 from paceline.simulator.compare import Comparison, Estimate
 from paceline.simulator.faults import times

@@ -7,8 +7,9 @@ from importlib.resources import files
 from math import inf
 from statistics import fmean
 
+from paceline.markup import Markup, join, tag
 from paceline.simulator import report
-from paceline.simulator.charts import Markup, bar, join, patterns, tag
+from paceline.simulator.charts import bar, patterns
 from paceline.simulator.compare import Comparison, Estimate
 from paceline.simulator.figures import Styles, curves, legend, over_time, panel, span, swept
 from paceline.simulator.result import CAUSES

@@ -1,0 +1,80 @@
+"""Who uses how much, how are they served, and what does it cost?"""
+
+from __future__ import annotations
+
+from paceline.dashboard import words
+from paceline.dashboard.parts import bar, empty, missing, section, table
+from paceline.dashboard.said import Cost, Figures, Spent, Summary, Tenant, Tenants
+from paceline.dashboard.source import Missing
+from paceline.markup import Markup, tag
+
+
+def tenants(answer: Tenants | Missing, summary: Summary | Missing) -> Markup:
+    if isinstance(answer, Missing):
+        return section("tenants", "Tenants", missing(answer, "tenants"))
+    seen = (
+        {} if isinstance(summary, Missing) else {g.of.get("tenant", ""): g for g in summary.groups}
+    )
+    rows = [_tenant(tenant, seen.pop(tenant.name, Figures())) for tenant in answer.tenants]
+    rows += [_tenant(Tenant(name), figures) for name, figures in seen.items()]
+    if not rows:
+        what = "List them under `tenants` to give them keys, tiers and limits."
+        return section("tenants", "Tenants", empty("No tenants.", what))
+    heads = ["tenant ", "tier ", "kept", "requests/s", "streams ", "tokens/min ", "requests/min "]
+    heads += ["refused"]
+    note = "Kept and requests/s over 10 minutes; refused by a limit since the start."
+    return section("tenants", "Tenants", table(heads, rows, "plain", "Tenants"), note=note)
+
+
+def _tenant(tenant: Tenant, seen: Figures) -> list[str]:
+    left = tenant.usage.left
+    return [
+        tenant.name or "anonymous",
+        tenant.tier or words.NONE,
+        words.share(seen.attainment),
+        words.count(seen.requests_per_s) if seen.requests else words.NONE,
+        _use(tenant.usage.streams, tenant.max_streams),
+        _use(_used(tenant.tokens_per_minute, left.get("tokens")), tenant.tokens_per_minute),
+        _use(_used(tenant.requests_per_minute, left.get("requests")), tenant.requests_per_minute),
+        words.count(tenant.usage.refused),
+    ]
+
+
+def _used(limit: int | None, left: float | None) -> float | None:
+    return None if limit is None or left is None else max(limit - left, 0.0)
+
+
+def _use(used: float | None, limit: int | None) -> Markup:
+    """How much of a limit is taken, if there is one."""
+    if limit is None:
+        return tag("span", words.count(used) if used else "no limit", class_="quiet")
+    share = (used or 0.0) / limit
+    look = "full" if share >= 0.9 else ""
+    said = f"{words.count(used or 0)} of {words.count(limit)}"
+    return tag("span", bar(share, look), tag("small", said), class_="use")
+
+
+def cost(by_tier: Cost | Missing) -> Markup:
+    if isinstance(by_tier, Missing):
+        return section("cost", "Cost", missing(by_tier, "cost"))
+    if not by_tier.total.cost:
+        what = "Give workers a `cost_per_hour`."
+        return section("cost", "Cost", empty("Nothing costs anything.", what))
+    rows = [_spent(group.of.get("tier", "") or "all", group) for group in by_tier.groups]
+    idle = by_tier.unallocated
+    rows.append(["idle", words.money(idle.cost), words.span(idle.worker_s), *[words.NONE] * 3])
+    rows.append(_spent("all", by_tier.total))
+    heads = ["tier ", "cost", "worker time", "tokens", "a million tokens", "a million that kept"]
+    note = f"Over {words.span(by_tier.covered_s)}, in the currency of cost_per_hour."
+    return section("cost", "Cost", table(heads, rows, "plain", "Cost by tier"), note=note)
+
+
+def _spent(name: str, spent: Spent) -> list[str]:
+    return [
+        name,
+        words.money(spent.cost),
+        words.span(spent.worker_s),
+        words.count(spent.output_tokens),
+        words.money(spent.cost_per_million_tokens),
+        words.money(spent.cost_per_million_kept_tokens),
+    ]

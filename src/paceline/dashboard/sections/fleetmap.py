@@ -1,0 +1,66 @@
+"""How are the workers, all at a glance?"""
+
+from __future__ import annotations
+
+from paceline.dashboard import words
+from paceline.dashboard.parts import View, bar, chips, empty, missing, section, short_names
+from paceline.dashboard.said import Fleet
+from paceline.dashboard.shape import STATES, Tile, tally, tiles, workers_of
+from paceline.dashboard.source import Missing
+from paceline.markup import Markup, tag
+
+LOUD = ("down", "avoided", "draining", "over", "tight")
+"""States that are named on the tile; with the others all is well."""
+
+
+def fleet_map(fleet: Fleet | Missing, view: View) -> Markup:
+    if isinstance(fleet, Missing):
+        return section("fleet", "Fleet", missing(fleet, "fleet"))
+    shown = tiles(workers_of(fleet, view.model))
+    if not shown:
+        return section("fleet", "Fleet", empty("No workers.", "Add one under `models`."))
+    names = short_names([tile.id for tile in shown])
+    counts = [
+        tag("li", tag("b", str(number)), f" {STATES[state]}", class_=f"state {state}")
+        for state, number in tally(shown)
+    ]
+    models = []
+    if len(fleet.models) > 1:
+        choices = [("all models", view.link("fleet", model=""), not view.model)]
+        choices += [(m, view.link("fleet", model=m), view.model == m) for m in fleet.models]
+        models = [chips("Model", choices)]
+    return section(
+        "fleet",
+        "Fleet",
+        tag("div", tag("ul", *counts, class_="tally"), *models, class_="row"),
+        tag("div", *(_tile(tile, names[tile.id], view) for tile in shown), class_="tiles"),
+        note="Headroom: how much slower tokens may become before a promise breaks. "
+        "Choose a worker to see it closely.",
+    )
+
+
+def _tile(tile: Tile, name: str, view: View) -> Markup:
+    chosen = view.worker == tile.id
+    quiet = tile.state in ("down", "idle")
+    figure = words.NONE if tile.state == "down" else words.percent(tile.headroom)
+    said = tile.state in LOUD and not (tile.slow and tile.state in ("over", "tight"))
+    state = STATES[tile.state].partition(" ")[0] if said else ""  # that it is slow says enough
+    kv = "KV ?" if tile.kv is None else f"KV {words.percent(tile.kv)}"
+    slow = tag("em", words.times(tile.slowdown)) if tile.slow else ""
+    return tag(
+        "a",
+        tag("span", tag("b", name), tag("small", tile.where), class_="name"),
+        tag("span", tag("b", figure), tag("small", state), slow, class_="figure"),
+        tag("span", _load(tile), tag("small", kv), class_="load"),
+        bar(tile.kv, "kv" + (" full" if (tile.kv or 0.0) >= 0.9 else "")),
+        href=view.link("fleet" if chosen else "worker", worker="" if chosen else tile.id),
+        class_=f"tile {tile.state}{' quiet' if quiet else ''}",
+        aria_label=tile.says,
+        title=tile.says,
+        **({"aria_current": "true"} if chosen else {}),
+    )
+
+
+def _load(tile: Tile) -> Markup:
+    arriving = f"+{tile.arriving}" if tile.arriving else ""
+    return tag("span", f"{tile.streams}{arriving}", tag("small", " streams"))
