@@ -11,7 +11,7 @@ it joins or leaves, and steps of the same streams are alike: they may be planned
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import chain
 from operator import attrgetter
@@ -112,13 +112,12 @@ class Scheduler:
     def prompt_left(self) -> int:
         """Tokens to be computed until all that is here decodes."""
         left = 0
-        for request in self._requests.values():
-            if request.id not in self._decoding:
-                tokens = request.generation.prompt_tokens + request.produced
-                done = request.computed
-                if request.id not in self._prefilling:
-                    done = self.name_tokens * self.pool.known(request.generation.blocks)
-                left += max(tokens - done, 1)
+        for request in self._prefilling.values():
+            left += max(request.generation.prompt_tokens + request.produced - request.computed, 1)
+        for _, request in self._queue:
+            if self._requests.get(request.id) is request:  # it was not aborted
+                done = self.name_tokens * self.pool.known(request.generation.blocks)
+                left += max(request.generation.prompt_tokens + request.produced - done, 1)
         return left
 
     def __contains__(self, request_id: str) -> bool:
@@ -131,6 +130,17 @@ class Scheduler:
         if request_id not in self._decoding:
             return request.produced
         return request.produced + self.counters.steps + ended - request.joined
+
+    def produced_of(self, request_ids: Iterable[str], ended: int = 0) -> Iterator[int | None]:
+        """The same of many requests; None of those that are not here."""
+        requests, decoding, steps = self._requests, self._decoding, self.counters.steps + ended
+        for request_id in request_ids:
+            request = requests.get(request_id)
+            if request is None:
+                yield None
+            else:
+                more = steps - request.joined if request_id in decoding else 0
+                yield request.produced + more
 
     def add(self, generation: Generation) -> None:
         """Queue a request. ValueError if it could never be finished."""
