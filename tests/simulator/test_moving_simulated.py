@@ -239,6 +239,19 @@ def test_a_worker_may_have_less_room_than_its_profile_says() -> None:
     assert [s.status for s in stage.seen] == ["ok", "failed"]
 
 
+@pytest.mark.parametrize(("policy", "pauses"), [("headroom", True), ("least-requests", False)])
+def test_only_a_policy_that_can_hold_requests_pauses_them_for_want_of_kv_cache(
+    policy: str, pauses: bool
+) -> None:
+    scenario = small(
+        workers=(Workers(profile="tiny", kv_tokens=4096),),
+        tiers={"t": SimTier(preemptible=True)},
+    )
+    stage = Stage(scenario, policy, requests=[ask(0.1 * i, output=3000) for i in range(4)])
+    stage.run()
+    assert any(s.paused for s in stage.seen) is pauses
+
+
 # Whatever happens.
 
 

@@ -7,7 +7,8 @@ Three kinds of trouble, looked for several times a second:
   its requests go elsewhere as soon as that costs less than the time that is lost already.
 - A worker is slow: a stream will break its promise there and would keep it elsewhere, the wait for
   its prefill included.
-- A worker's KV cache will run out: preemptible streams go before the engine throws out others.
+- A worker's KV cache will run out: preemptible streams go before the engine throws out others. Not
+  under a policy that predicts nothing: it holds nobody back, and would send them again at once.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Watch:
         may = {
             live.request.id: Stream(live.request.id, entry.prompt + given, entry.left)
             for live, entry in self._movable(worker)
-            if live.request.preemptible
+            if live.request.preemptible and live.predicted is not None
             for given in [worker.ledger.given(entry)]
         }
         if not may:
