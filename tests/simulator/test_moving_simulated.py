@@ -239,8 +239,10 @@ def test_a_worker_may_have_less_room_than_its_profile_says() -> None:
     assert [s.status for s in stage.seen] == ["ok", "failed"]
 
 
-@pytest.mark.parametrize(("policy", "pauses"), [("headroom", True), ("least-requests", False)])
-def test_only_a_policy_that_can_hold_requests_pauses_them_for_want_of_kv_cache(
+@pytest.mark.parametrize(
+    ("policy", "pauses"), [("headroom", True), ("least-requests", False), ("oracle", False)]
+)
+def test_streams_are_paused_for_want_of_kv_cache_only_where_they_would_be_held_back(
     policy: str, pauses: bool
 ) -> None:
     scenario = small(

@@ -11,7 +11,7 @@ it joins or leaves, and steps of the same streams are alike: they may be planned
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import chain
 from operator import attrgetter
@@ -131,16 +131,15 @@ class Scheduler:
             return request.produced
         return request.produced + self.counters.steps + ended - request.joined
 
-    def produced_of(self, request_ids: Iterable[str], ended: int = 0) -> Iterator[int | None]:
+    def produced_of(self, request_ids: Iterable[str], ended: int = 0) -> list[int | None]:
         """The same of many requests; None of those that are not here."""
         requests, decoding, steps = self._requests, self._decoding, self.counters.steps + ended
-        for request_id in request_ids:
-            request = requests.get(request_id)
-            if request is None:
-                yield None
-            else:
-                more = steps - request.joined if request_id in decoding else 0
-                yield request.produced + more
+        return [
+            None
+            if (request := requests.get(name)) is None
+            else request.produced + (steps - request.joined if name in decoding else 0)
+            for name in request_ids
+        ]
 
     def add(self, generation: Generation) -> None:
         """Queue a request. ValueError if it could never be finished."""

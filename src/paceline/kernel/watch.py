@@ -7,8 +7,7 @@ Three kinds of trouble, looked for several times a second:
   its requests go elsewhere as soon as that costs less than the time that is lost already.
 - A worker is slow: a stream will break its promise there and would keep it elsewhere, the wait for
   its prefill included.
-- A worker's KV cache will run out: preemptible streams go before the engine throws out others. Not
-  under a policy that predicts nothing: it holds nobody back, and would send them again at once.
+- A worker's KV cache will run out: preemptible streams go before the engine throws out others.
 """
 
 from __future__ import annotations
@@ -46,11 +45,14 @@ class Watch:
         requests: dict[str, Live],
         dispatcher: Dispatcher,
         blame: Callable[[WorkerState, float], None],
+        pauses: bool,
     ) -> None:
         self._pools = pools
         self._requests = requests
         self._dispatcher = dispatcher
         self._blame = blame
+        self._pauses = pauses
+        """For want of KV cache: no use under a policy that would send them again at once."""
         self.look_at = inf
         """When `look` is wanted; infinite while there is no request."""
 
@@ -118,7 +120,7 @@ class Watch:
 
     def _relieved(self, pool: Pool, worker: WorkerState, now: float) -> list[Command]:
         """Preemptible streams whose room in the KV cache will be needed by others."""
-        outlook = pool.outlook(worker, now)
+        outlook = pool.outlook(worker, now) if self._pauses else None
         if outlook is None:
             return []
         limit = worker.kv_limit
@@ -127,7 +129,7 @@ class Watch:
         may = {
             live.request.id: Stream(live.request.id, entry.prompt + given, entry.left)
             for live, entry in self._movable(worker)
-            if live.request.preemptible and live.predicted is not None
+            if live.request.preemptible
             for given in [worker.ledger.given(entry)]
         }
         if not may:

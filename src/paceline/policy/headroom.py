@@ -146,13 +146,11 @@ def strain(promise_s: float, predicted_s: float, spread: float) -> float:
 
 def loss(worker: Standing, ask: Ask, seen: Forecast) -> float:
     """The chance that the request's own promise is broken there."""
-    share = 1.0 - ask.margin
-    kept = 1.0
-    if ask.promise.ttft_s < inf:
-        promise_s = max(ask.promise.ttft_s * share, 1e-3)
-        kept -= broken(promise_s, seen.ttft_s, worker.ttft.spread)
-    if ask.promise.itl_s < inf:
-        kept *= 1.0 - broken(ask.promise.itl_s * share, seen.itl_s, worker.itl.spread)
+    promise, share, kept = ask.promise, 1.0 - ask.margin, 1.0
+    if promise.ttft_s < inf:
+        kept -= broken(max(promise.ttft_s * share, 1e-3), seen.ttft_s, worker.ttft.spread)
+    if promise.itl_s < inf:
+        kept *= 1.0 - broken(promise.itl_s * share, seen.itl_s, worker.itl.spread)
     return 1.0 - kept
 
 

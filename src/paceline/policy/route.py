@@ -34,6 +34,8 @@ LOOKED_AT = 16
 HOLDERS = 4
 TIE = 0.01
 """Costs this close are equal: a seeded choice keeps several gateways from herding."""
+PAUSING = frozenset({"headroom"})
+"""Policies that hold requests back for want of KV cache, so that it helps to pause some."""
 
 
 def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:

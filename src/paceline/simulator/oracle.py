@@ -99,18 +99,25 @@ class Oracle:
         if not flight.had:  # else its first token came long ago
             risk += broken(flight.promise.ttft_s, ttft_s)
         risk *= ask.weight
-        contexts = [prompt, *(f.prompt_tokens for f in replica.coming.values())]
-        to_come = [answer, *(f.output_tokens for f in replica.coming.values())]
         every, slower_s = len(replica.flights) // LOOKED_AT + 1, itl_s - before_s
-        for held, left, allowed_s, weight in replica.residents(every, now):
-            contexts += every * [held]
-            to_come += every * [left]
-            if left > 0 and allowed_s < inf:
-                shared = min(left, answer) / left
+        residents = replica.residents(every, now)
+        tokens = 0
+        for held, left, allowed_s, weight in residents:
+            tokens += held + left
+            if left > 0 and 0.0 < allowed_s < inf:  # it has something to lose
+                shared = answer / left if answer < left else 1.0
                 after_s = before_s + shared * slower_s + own_s / left
                 rise = broken(allowed_s, after_s) - broken(allowed_s, before_s)
                 risk += every * weight * rise
-        if sum(contexts) + sum(to_come) > KV_FULL * profile.kv_tokens:  # else the peak is below
+        arriving = [flight, *replica.coming.values()]
+        tokens = every * tokens + sum(f.prompt_tokens + f.output_tokens for f in arriving)
+        if tokens > KV_FULL * profile.kv_tokens:  # else the peak is below it
+            contexts = [f.prompt_tokens for f in arriving] + every * [
+                held for held, *_ in residents
+            ]
+            to_come = [f.output_tokens for f in arriving] + every * [
+                left for _, left, *_ in residents
+            ]
             over = peak_tokens(contexts, to_come) / profile.kv_tokens - KV_FULL
             risk += CROWDED * max(over, 0.0)
         slower_s *= 0.5 * answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from math import inf
@@ -247,12 +247,13 @@ class Replica:
             return flight.output_tokens
         return self.scheduler.produced(flight.id, self._ended() if self.plan is not None else 0)
 
-    def residents(self, every: int, now: float) -> Iterator[tuple[int, int, float, float]]:
+    def residents(self, every: int, now: float) -> list[tuple[int, int, float, float]]:
         """Of every so-manyth request here: tokens of prompt and answer so far, tokens to come, the
         mean gap at which those still keep the ITL promise, and the request's weight."""
         flights = list(islice(self.flights.values(), 0, None, every))
         names = [flight.id for flight in flights]
         ended = self._ended() if self.plan is not None else 0
+        found = []
         for flight, got in zip(flights, self.scheduler.produced_of(names, ended), strict=True):
             arrival, request, had = flight.arrival, flight.request, flight.had
             answer = arrival.output_tokens
@@ -262,9 +263,10 @@ class Replica:
             left, allowed_s = answer - 1, request.promise.itl_s
             if flight.first_at < inf:
                 allowed_s = allowed_s * left - (now - flight.first_at)
-                left = max(answer - had - got, 1)
+                left = answer - had - got or 1
                 allowed_s /= left
-            yield held, left, allowed_s, request.weight
+            found.append((held, left, allowed_s, request.weight))
+        return found
 
     # Its steps.
 
