@@ -239,6 +239,21 @@ def test_a_worker_may_have_less_room_than_its_profile_says() -> None:
     assert [s.status for s in stage.seen] == ["ok", "failed"]
 
 
+@pytest.mark.parametrize(
+    ("policy", "pauses"), [("headroom", True), ("least-requests", False), ("oracle", False)]
+)
+def test_streams_are_paused_for_want_of_kv_cache_only_where_they_would_be_held_back(
+    policy: str, pauses: bool
+) -> None:
+    scenario = small(
+        workers=(Workers(profile="tiny", kv_tokens=4096),),
+        tiers={"t": SimTier(preemptible=True)},
+    )
+    stage = Stage(scenario, policy, requests=[ask(0.1 * i, output=3000) for i in range(4)])
+    stage.run()
+    assert any(s.paused for s in stage.seen) is pauses
+
+
 # Whatever happens.
 
 

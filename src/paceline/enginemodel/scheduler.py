@@ -11,7 +11,7 @@ it joins or leaves, and steps of the same streams are alike: they may be planned
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import chain
 from operator import attrgetter
@@ -121,14 +121,13 @@ class Scheduler:
     def prompt_left(self) -> int:
         """Tokens to be computed until all that is here decodes."""
         left = 0
-        for request in self._requests.values():
-            if request.id not in self._decoding:
-                tokens = request.generation.prompt_tokens + request.produced
-                done = request.computed
-                if request.id not in self._prefilling:
-                    done = self.name_tokens * self.pool.known(request.generation.blocks)
-                    done = max(done, request.received)
-                left += max(tokens - done, 1)
+        for request in self._prefilling.values():
+            left += max(request.generation.prompt_tokens + request.produced - request.computed, 1)
+        for _, request in self._queue:
+            if self._requests.get(request.id) is request:  # it was not aborted
+                done = self.name_tokens * self.pool.known(request.generation.blocks)
+                done = max(done, request.received)
+                left += max(request.generation.prompt_tokens + request.produced - done, 1)
         return left
 
     def __contains__(self, request_id: str) -> bool:
@@ -141,6 +140,16 @@ class Scheduler:
         if request_id not in self._decoding:
             return request.produced
         return request.produced + self.counters.steps + ended - request.joined
+
+    def produced_of(self, request_ids: Iterable[str], ended: int = 0) -> list[int | None]:
+        """The same of many requests; None of those that are not here."""
+        requests, decoding, steps = self._requests, self._decoding, self.counters.steps + ended
+        return [
+            None
+            if (request := requests.get(name)) is None
+            else request.produced + (steps - request.joined if name in decoding else 0)
+            for name in request_ids
+        ]
 
     def add(self, generation: Generation) -> None:
         """Queue a request. ValueError if it could never be finished."""

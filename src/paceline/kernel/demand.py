@@ -47,8 +47,10 @@ class Demand:
         """What those of more weight than a request ask for."""
         claims = []
         for (itl_s, weight), known in self._classes.items():
+            if weight <= request.weight:
+                continue
             full = 1.0 - exp((known.since - now) / DEMAND_S)
-            if weight > request.weight and full > LEAST_SHARE:
+            if full > LEAST_SHARE:
                 rates = (known.prompts, known.outputs, known.read)
                 claims.append(Claim(itl_s, *(rate.at(now) / full for rate in rates)))
         return claims

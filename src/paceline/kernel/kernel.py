@@ -39,7 +39,7 @@ from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
 from paceline.kernel.watch import Watch
 from paceline.kernel.worker import WorkerState
-from paceline.policy.route import POLICIES, Policy
+from paceline.policy.route import PAUSING, POLICIES, Policy
 
 OVERLOADED_S = 1.0
 """When to come back after every engine has said that it is overloaded."""
@@ -80,7 +80,8 @@ class Kernel:
         self._learn: Callable[[Fact, float], None] | None = getattr(self._policy, "learn", None)
         bounds = Bounds(settings.hold_s, settings.max_wait_s, settings.max_waiting)
         self._dispatcher = Dispatcher(bounds, self._policy, self.pools, self.requests)
-        self._watch = Watch(self.pools, self.requests, self._dispatcher, self._blame)
+        pauses = policy is None and settings.policy in PAUSING
+        self._watch = Watch(self.pools, self.requests, self._dispatcher, self._blame, pauses)
         self._handlers: dict[type, Callable[[Any, float], list[Command]]] = {
             RequestArrived: self._arrived,
             FirstTokenSeen: self._first_token,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf
 
-import msgspec
-
 from paceline.domain.kvevents import BlockForm
+from paceline.domain.promise import Promise
 from paceline.domain.request import BLOCK_BYTES, Request
 from paceline.domain.worker import Worker
 from paceline.kernel.blocks import BlockIndex
@@ -244,10 +243,11 @@ class Pool:
         promise = request.promise
         output = self.lengths.expected(request.model, request.tenant, request.max_tokens)
         if produced:  # its first token came long ago
-            promise = msgspec.structs.replace(promise, ttft_s=inf)
+            promise = Promise(inf, promise.itl_s, promise.stall_s)
             output = max(output - produced, 0.25 * output)
         elif waited_s and promise.ttft_s < inf:
-            promise = msgspec.structs.replace(promise, ttft_s=max(promise.ttft_s - waited_s, 0.0))
+            left_s = max(promise.ttft_s - waited_s, 0.0)
+            promise = Promise(left_s, promise.itl_s, promise.stall_s)
         cached = {
             place: min(depth * per_block, prompt - 1) * self._by_place[place].trust
             for place, depth in held.items()

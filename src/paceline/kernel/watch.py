@@ -45,11 +45,14 @@ class Watch:
         requests: dict[str, Live],
         dispatcher: Dispatcher,
         blame: Callable[[WorkerState, float], None],
+        pauses: bool,
     ) -> None:
         self._pools = pools
         self._requests = requests
         self._dispatcher = dispatcher
         self._blame = blame
+        self._pauses = pauses
+        """For want of KV cache: no use under a policy that would send them again at once."""
         self.look_at = inf
         """When `look` is wanted; infinite while there is no request."""
 
@@ -117,7 +120,7 @@ class Watch:
 
     def _relieved(self, pool: Pool, worker: WorkerState, now: float) -> list[Command]:
         """Preemptible streams whose room in the KV cache will be needed by others."""
-        outlook = pool.outlook(worker, now)
+        outlook = pool.outlook(worker, now) if self._pauses else None
         if outlook is None:
             return []
         limit = worker.kv_limit

@@ -20,6 +20,7 @@ it is worth.
 
 from __future__ import annotations
 
+from paceline.policy import headroom
 from paceline.policy.headroom import Forecast
 from paceline.policy.standing import Ask, Standing
 
@@ -32,12 +33,17 @@ FREE_HARM = 0.02
 
 
 def is_open(worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float) -> bool:
-    """May the request go to this worker now?"""
+    """May the request go to this worker now, where it breaks so much of promises?
+
+    Beyond the usual load harm is judged anew, with caution.
+    """
     if not worker.everyone:
         return True
     if worker.ahead > max(STEPS_AHEAD * worker.room, FULL_PIPE * worker.pipe):
         return False
     if seen.kv_left < 0.0:
         return False
+    if seen.after_s > worker.itl.usual_s:
+        harm = headroom.harm(worker, ask, seen, cautious=True)
     worth = 1.0 if ask.overdue else 1.0 - loss + FREE_HARM
     return harm <= ask.weight * worth

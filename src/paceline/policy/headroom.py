@@ -68,6 +68,8 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     backlog_s: float
     """Work before the worker, in seconds of prefill: prompts ahead, and half of the context of its
     streams, which has still to be read over and over."""
+    slowdown: float
+    """Factor on the worker's step times just now."""
     harm: float = 0.0
     """What is not of the residents' ITL: `supplied` tells."""
 
@@ -81,30 +83,37 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     """
     slow = worker.slowdown(ask.now)
     curve, ahead, room = worker.curve, worker.ahead, worker.room
-    own = max(ask.prompt_tokens - cached, 1.0)
-    steps = ceil((ahead + own) / room)
-    last = ahead + own - (steps - 1) * room
+    own, answer = ask.prompt_tokens - cached, ask.output_tokens
+    if own < 1.0:
+        own = 1.0
+    full = 0 if ahead + own <= room else ceil((ahead + own) / room) - 1
+    last = ahead + own - full * room
     attention_s = curve.q_s * (0.5 * ahead * ahead + own * (cached + 0.5 * own))
     last_s = curve.at(worker.streams + last) + worker.kv_decode_s
-    prefill_s = (steps - 1) * worker.full_s + last_s + attention_s
+    prefill_s = full * worker.full_s + last_s + attention_s
     under_way_s = 0.5 * worker.decode_s if worker.everyone else 0.0
     ttft_s = worker.ttft.factor * (worker.overhead_s + slow * (under_way_s + prefill_s))
-    own_s = slow * worker.token_s * own
-    spare = max(1.0 - worker.prefill_rate * worker.token_s * slow, LEAST_SPARE)
-    own_kv = ask.prompt_tokens + 0.5 * ask.output_tokens
-    before_s = worker.itl.factor * slow * worker.before_s / spare
-    itl_s = worker.itl.factor * slow * (worker.joined_s + curve.kv_s * own_kv) / spare
-    slower_s = 0.5 * ask.output_tokens * (itl_s - before_s)
+    token_s = slow * worker.token_s
+    own_s = token_s * own
+    spare = 1.0 - worker.prefill_share * slow
+    if spare < LEAST_SPARE:
+        spare = LEAST_SPARE
+    own_kv = ask.prompt_tokens + 0.5 * answer
+    pace = worker.itl.factor * slow
+    before_s = pace * worker.before_s / spare
+    itl_s = pace * (worker.joined_s + curve.kv_s * own_kv) / spare
+    slower_s = 0.5 * answer * (itl_s - before_s)
     seen = Forecast(
         ttft_s,
         itl_s,
         before_s,
-        before_s + TO_COME * (itl_s - before_s + own_s / max(ask.output_tokens, 16.0)),
-        ttft_s + ask.output_tokens * itl_s + worker.everyone * (own_s + slower_s),
+        before_s + TO_COME * (itl_s - before_s + own_s / (answer if answer > 16.0 else 16.0)),
+        ttft_s + answer * itl_s + worker.everyone * (own_s + slower_s),
         own / ask.usual_tokens,
         1.0 - spare,
         kv_left(worker, ask, own_kv),
-        slow * worker.token_s * (worker.kv_all - 0.5 * worker.kv + AHEAD_WEIGHT * (ahead + own)),
+        token_s * (worker.to_read + AHEAD_WEIGHT * (ahead + own)),
+        slow,
     )
     return seen if worker.supply is None else supplied(seen, worker.supply)
 
@@ -154,13 +163,11 @@ def strain(promise_s: float, predicted_s: float, spread: float) -> float:
 
 def loss(worker: Standing, ask: Ask, seen: Forecast) -> float:
     """The chance that the request's own promise is broken there."""
-    share = 1.0 - ask.margin
-    kept = 1.0
-    if ask.promise.ttft_s < inf:
-        promise_s = max(ask.promise.ttft_s * share, 1e-3)
-        kept -= broken(promise_s, seen.ttft_s, worker.ttft.spread)
-    if ask.promise.itl_s < inf:
-        kept *= 1.0 - broken(ask.promise.itl_s * share, seen.itl_s, worker.itl.spread)
+    promise, share, kept = ask.promise, 1.0 - ask.margin, 1.0
+    if promise.ttft_s < inf:
+        kept -= broken(max(promise.ttft_s * share, 1e-3), seen.ttft_s, worker.ttft.spread)
+    if promise.itl_s < inf:
+        kept *= 1.0 - broken(promise.itl_s * share, seen.itl_s, worker.itl.spread)
     return 1.0 - kept
 
 

@@ -33,16 +33,14 @@ def limits(ask: Ask, forecasts: Sequence[tuple[Standing, Forecast]]) -> list[flo
     """The ITL that the request may bring each worker to, in seconds; infinite if any."""
     allowed = [inf] * len(forecasts)
     for claim in ask.claims:
-        for i in _reserved(claim, ask.now, forecasts):
+        for i in _reserved(claim, forecasts):
             allowed[i] = min(allowed[i], WITHIN * claim.itl_s)
     return allowed
 
 
-def _reserved(
-    claim: Claim, now: float, forecasts: Sequence[tuple[Standing, Forecast]]
-) -> Iterable[int]:
+def _reserved(claim: Claim, forecasts: Sequence[tuple[Standing, Forecast]]) -> Iterable[int]:
     """The workers that are kept for a claim: of those that can keep its promise, the fastest."""
-    shares = [_share(claim, worker, now) for worker, _ in forecasts]
+    shares = [_share(claim, worker, seen.slowdown) for worker, seen in forecasts]
     able = sorted(
         (i for i, share in enumerate(shares) if share > 0.0), key=lambda i: forecasts[i][1].before_s
     )
@@ -54,10 +52,10 @@ def _reserved(
         yield i
 
 
-def _share(claim: Claim, worker: Standing, now: float) -> float:
+def _share(claim: Claim, worker: Standing, slowdown: float) -> float:
     """How much of a claim one worker could meet by itself; 0 if it is too slow for its promise."""
     curve = worker.curve
-    pace = worker.itl.factor * worker.slowdown(now)
+    pace = worker.itl.factor * slowdown
     least_s = pace * curve.least_s
     busy = pace * (
         curve.stream_s * claim.output_rate

@@ -8,7 +8,8 @@ are classes, and each kernel makes one of its own (`Learner`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from paceline.domain.commands import RunnerUp
 from paceline.policy import baselines
@@ -34,6 +35,8 @@ LOOKED_AT = 16
 HOLDERS = 4
 TIE = 0.01
 """Costs this close are equal: a seeded choice keeps several gateways from herding."""
+PAUSING = frozenset({"headroom"})
+"""Policies that hold requests back for want of KV cache, so that it helps to pause some."""
 
 
 def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
@@ -41,26 +44,29 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     options = []
     for i in _shortlist(ask, places):
         worker = fleet.standing(i, ask.now)
-        expected = forecast(worker, ask, ask.cached.get(i, 0.0))
-        options.append(_Option(i, worker, expected, loss(worker, ask, expected)))
-    fair = _fair(ask, options) if ask.claims and not ask.overdue else options
-    wait = not any(
-        is_open(o.worker, ask, o.seen, o.loss, harm(o.worker, ask, o.seen, cautious=True))
-        for o in fair
+        seen = forecast(worker, ask, ask.cached.get(i, 0.0))
+        options.append(_Option(i, worker, seen, loss(worker, ask, seen)))
+    allowed = _fair(ask, options) if ask.claims and not ask.overdue else options
+    fair = allowed or options
+    harms = [harm(option.worker, ask, option.seen) for option in fair]
+    wait = not allowed or not any(
+        is_open(option.worker, ask, option.seen, option.loss, harmed)
+        for option, harmed in zip(fair, harms, strict=True)
     )
-    fair = fair or options
     count = len(options)
-    weight = DELAY_WEIGHT / min(option.seen.delay_s for option in options)
-    price = WORK_WEIGHT * sum(option.seen.busy for option in options) / count
-    balance = BALANCE_WEIGHT * count / (sum(option.seen.backlog_s for option in options) or 1.0)
-    costs = [
-        ask.weight * option.loss
-        + harm(option.worker, ask, option.seen)
-        + weight * option.seen.delay_s
-        + price * option.seen.work
-        + balance * option.seen.backlog_s
-        for option in fair
-    ]
+    weight = DELAY_WEIGHT / min([option.seen.delay_s for option in options])
+    price = WORK_WEIGHT * sum([option.seen.busy for option in options]) / count
+    balance = BALANCE_WEIGHT * count / (sum([option.seen.backlog_s for option in options]) or 1.0)
+    costs = []
+    for option, harmed in zip(fair, harms, strict=True):
+        seen = option.seen
+        costs.append(
+            ask.weight * option.loss
+            + harmed
+            + weight * seen.delay_s
+            + price * seen.work
+            + balance * seen.backlog_s
+        )
     least = min(costs)
     equal = [k for k, cost in enumerate(costs) if cost <= least + TIE]
     k = equal[ask.seed % len(equal)]
@@ -78,7 +84,7 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     )
 
 
-class _Option(NamedTuple):
+class _Option(msgspec.Struct, frozen=True, gc=False):
     """A worker, and what would come of choosing it."""
 
     place: int

@@ -42,7 +42,7 @@ class Curve:
 
     def at(self, tokens: float) -> float:
         """Seconds of a step of so many tokens."""
-        i = min(bisect_right(KNOTS, tokens), len(self._slopes)) - 1
+        i = bisect_right(KNOTS, tokens, 1, len(WIDTHS)) - 1
         return self._at_knots[i] + self._slopes[i] * (tokens - KNOTS[i])
 
 
@@ -131,10 +131,12 @@ class Standing:
         "overhead_s",
         "pipe",
         "prefill_rate",
+        "prefill_share",
         "promised",
         "room",
         "streams",
         "supply",
+        "to_read",
         "token_s",
         "ttft",
         "usual_s",
@@ -159,6 +161,8 @@ class Standing:
         self.streams = streams
         self.everyone = everyone = streams + in_flight.arriving
         self.kv_all = in_flight.kv + in_flight.kv_arriving
+        self.to_read = self.kv_all - 0.5 * in_flight.kv
+        """Context of its streams, of those decoding half: it has been read so often already."""
         self.kv_capacity = in_flight.kv_capacity
         self.outlook = outlook
         """What the streams will need of the KV cache; None while it is far from full."""
@@ -169,17 +173,19 @@ class Standing:
         self.prefill_rate = in_flight.prefill_rate
         self.overhead_s = in_flight.overhead_s
         self.last_step_at = in_flight.last_step_at
+        self.promised = [(itl_s, weight, n) for (itl_s, weight), n in promised.items()]
+        """ITL promises of its requests, with the weight and number of those that have each."""
         self.gain = model.slowdown
         self.ttft, self.itl = ttft, itl
         """What predictions are corrected by."""
         self.curve = curve
-        self.promised = tuple((itl_s, weight, n) for (itl_s, weight), n in promised.items())
-        """ITL promises of its requests, with the weight and number of those that have each."""
         # Seconds of steps at normal speed.
         self.kv_decode_s = kv_s = curve.kv_s * in_flight.kv
         self.decode_s = curve.at(streams) + kv_s
         probe_s = curve.at(streams + probe) + kv_s + curve.q_s * (0.5 * probe * probe)
         self.token_s = (probe_s - self.decode_s) / probe
+        self.prefill_share = in_flight.prefill_rate * self.token_s
+        """Of its time, at normal speed."""
         self.full_s = curve.at(streams + self.room) + kv_s
         far_s = max(in_flight.delay_s - self.gain * self.full_s, 0.0)
         self.pipe = in_flight.through_rate * far_s

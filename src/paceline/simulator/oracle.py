@@ -9,10 +9,9 @@ the price of learning.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil, inf
+from math import ceil, exp, inf, log
 
 from paceline.enginemodel import Load
-from paceline.policy import headroom
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, LEAST_SPARE, WORK_WEIGHT
 from paceline.policy.pressure import KV_FULL, peak_tokens
@@ -24,6 +23,7 @@ ORACLE = "oracle"
 """Its name among the policies."""
 SPREAD = 0.1
 """What is left unknown: who comes next. Standard deviation of log(outcome / predicted)."""
+STEEPNESS = 1.7 / SPREAD
 LOOKED_AT = 64
 """Residents of a worker that are looked at one by one; of more an even sample stands for all."""
 FOREVER_S = 3600.0
@@ -99,28 +99,38 @@ class Oracle:
         if not flight.had:  # else its first token came long ago
             risk += broken(flight.promise.ttft_s, ttft_s)
         risk *= ask.weight
-        contexts, to_come = [prompt], [answer]
-        every = len(replica.flights) // LOOKED_AT + 1
-        for k, resident in enumerate(replica.flights.values()):
-            if k % every:
-                continue
-            left, allowed_s = replica.allowance(resident, now)
-            contexts += every * [replica.context_of(resident)]
-            to_come += every * [left]
-            if left > 0 and resident.promise.itl_s < inf:
-                shared = min(left, answer) / left
-                after_s = before_s + shared * (itl_s - before_s) + own_s / left
+        every, slower_s = len(replica.flights) // LOOKED_AT + 1, itl_s - before_s
+        residents = replica.residents(every, now)
+        tokens = 0
+        for held, left, allowed_s, weight in residents:
+            tokens += held + left
+            if left > 0 and 0.0 < allowed_s < inf:  # it has something to lose
+                shared = answer / left if answer < left else 1.0
+                after_s = before_s + shared * slower_s + own_s / left
                 rise = broken(allowed_s, after_s) - broken(allowed_s, before_s)
-                risk += every * resident.request.weight * rise
-        contexts += [f.prompt_tokens for f in replica.coming.values()]
-        to_come += [f.output_tokens for f in replica.coming.values()]
-        over = peak_tokens(contexts, to_come) / profile.kv_tokens - KV_FULL
-        risk += CROWDED * max(over, 0.0)
-        slower_s = 0.5 * answer * (itl_s - before_s)
+                risk += every * weight * rise
+        arriving = [flight, *replica.coming.values()]
+        tokens = every * tokens + sum(f.prompt_tokens + f.output_tokens for f in arriving)
+        if tokens > KV_FULL * profile.kv_tokens:  # else the peak is below it
+            contexts = [f.prompt_tokens for f in arriving] + every * [
+                held for held, *_ in residents
+            ]
+            to_come = [f.output_tokens for f in arriving] + every * [
+                left for _, left, *_ in residents
+            ]
+            over = peak_tokens(contexts, to_come) / profile.kv_tokens - KV_FULL
+            risk += CROWDED * max(over, 0.0)
+        slower_s *= 0.5 * answer
         delay_s = ttft_s + answer * itl_s + everyone * (own_s + slower_s)
         return risk, delay_s, own / ask.usual_tokens, 1.0 - spare
 
 
 def broken(promise_s: float, predicted_s: float) -> float:
-    """The chance that a promise is broken; it is already where nothing of it is left."""
-    return headroom.broken(promise_s, predicted_s, SPREAD) if promise_s > 0.0 else 1.0
+    """The chance that a promise is broken; it is already where nothing of it is left.
+
+    As `headroom.broken`, but asked of every resident of every worker.
+    """
+    if promise_s <= 0.0:
+        return 1.0
+    odds = STEEPNESS * log(promise_s / predicted_s)
+    return 1.0 / (1.0 + exp(odds)) if odds < 30.0 else 0.0

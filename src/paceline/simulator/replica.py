@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING
@@ -275,17 +276,26 @@ class Replica:
             return flight.output_tokens
         return self.scheduler.produced(flight.id, self._ended() if self.plan is not None else 0)
 
-    def context_of(self, flight: Flight) -> int:
-        """Tokens of prompt and answer so far."""
-        return flight.prompt_tokens + self.produced(flight)
-
-    def allowance(self, flight: Flight, now: float) -> tuple[int, float]:
-        """Tokens to come, and the mean gap at which they still keep the ITL promise."""
-        gaps = flight.arrival.output_tokens - 1
-        if flight.first_at == inf:
-            return gaps, flight.promise.itl_s
-        left = max(flight.output_tokens - self.produced(flight), 1)
-        return left, (flight.promise.itl_s * gaps - (now - flight.first_at)) / left
+    def residents(self, every: int, now: float) -> list[tuple[int, int, float, float]]:
+        """Of every so-manyth request here: tokens of prompt and answer so far, tokens to come, the
+        mean gap at which those still keep the ITL promise, and the request's weight."""
+        flights = list(islice(self.flights.values(), 0, None, every))
+        names = [flight.id for flight in flights]
+        ended = self._ended() if self.plan is not None else 0
+        found = []
+        for flight, got in zip(flights, self.scheduler.produced_of(names, ended), strict=True):
+            arrival, request, had = flight.arrival, flight.request, flight.had
+            answer = arrival.output_tokens
+            if got is None:  # its last step has just ended
+                got = answer - had
+            held = arrival.prompt_tokens + had + got
+            left, allowed_s = answer - 1, request.promise.itl_s
+            if flight.first_at < inf:
+                allowed_s = allowed_s * left - (now - flight.first_at)
+                left = answer - had - got or 1
+                allowed_s /= left
+            found.append((held, left, allowed_s, request.weight))
+        return found
 
     # Its steps.
 

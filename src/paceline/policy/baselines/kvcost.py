@@ -43,15 +43,15 @@ class _Prompt(msgspec.Struct, frozen=True):
     each: float
     """Tokens of a block."""
     expected: float
-    """Tokens of its answer."""
+    """Tokens of its answer, 1 or more."""
 
     @classmethod
     def of(cls, ask: Ask, request: Request | None) -> _Prompt:
         if request is None or not request.blocks:
-            return cls(ask.prompt_tokens, (), 0.0, ask.output_tokens)
+            return cls(ask.prompt_tokens, (), 0.0, max(ask.output_tokens, 1.0))
         each = ask.prompt_tokens * request.block_bytes / max(request.prompt_bytes, 1)
         each = min(each, ask.prompt_tokens / len(request.blocks))
-        return cls(ask.prompt_tokens, request.blocks, each, ask.output_tokens)
+        return cls(ask.prompt_tokens, request.blocks, each, max(ask.output_tokens, 1.0))
 
 
 class _Active:
@@ -69,6 +69,8 @@ class _Active:
 
     def added_by(self, prompt: _Prompt) -> float:
         """Tokens of a prompt that no active one has."""
+        if not prompt.blocks:
+            return prompt.tokens
         known = bisect_left(prompt.blocks, True, key=lambda block: block not in self._owners)
         return prompt.tokens - known * prompt.each
 
@@ -91,6 +93,8 @@ class _Active:
 
     def alone(self, prompt: _Prompt) -> float:
         """Tokens of an active prompt that it shares with no other."""
+        if not prompt.blocks:
+            return prompt.tokens
         shared = bisect_left(prompt.blocks, True, key=lambda block: self._owners[block][0] == 1)
         return prompt.tokens - shared * prompt.each
 
@@ -115,10 +119,11 @@ class _Growing(_Active):
 
     def load(self) -> float:
         if self._streams is None:
+            begun_at, alone_of = self._begun, self.alone
             rows = [
-                (self.alone(prompt), self._begun[request_id], max(prompt.expected, 1.0))
+                (alone_of(prompt), begun_at[request_id], prompt.expected)
                 for request_id, prompt in self.prompts.items()
-                if request_id in self._begun
+                if request_id in begun_at
             ]
             self._streams = np.array(rows).reshape(-1, 3).T
         alone, begun, expected = self._streams
