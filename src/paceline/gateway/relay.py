@@ -318,11 +318,16 @@ class Relay:
         head, chunks = self.head, self._chunks
         assert head is not None
         self.last_at = now
-        end = chunks.walk(data) if head.length is None else head.length
-        if not chunks.done if head.length is None else len(data) < end:
-            self._hold(data, chunks.missing if head.length is None else end - len(data))
+        if head.chunked:
+            end = chunks.walk(data)
+            whole, missing = chunks.done, chunks.missing
+        else:
+            end = head.length or 0
+            whole, missing = len(data) >= end, end - len(data)
+        if not whole:
+            self._hold(data, missing)
             return
-        body = b"".join(payloads(data[:end])) if head.length is None else data[:end]
+        body = b"".join(payloads(data[:end])) if head.chunked else data[:end]
         body = in_openai_shape(head, body)
         head.length = len(body)
         self._send(self._answer_head(now) + body)
