@@ -24,6 +24,7 @@ from paceline.kernel.worker import WorkerState
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 ITL_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
 LABELS = ("model", "tier", "worker")
+INFO = ("model", "worker", "kind", "role", "transfer")
 
 GapCounts = Mapping[tuple[str, str, str], Sequence[int]]
 """ITL histograms by (model, tier, worker), as the relay counts them."""
@@ -81,6 +82,12 @@ class Metrics:
             ("model", "tier", "because"),
             registry=registry,
         )
+        self._shared = Counter(
+            "paceline_shared",
+            "Requests whose prompt another worker had prefilled, by the two.",
+            ("model", "prefilled_at", "worker"),
+            registry=registry,
+        )
         self._tokens = Counter(
             "paceline_tokens",
             "Tokens, by direction: prompt, cached (of the prompt), output.",
@@ -132,6 +139,8 @@ class Metrics:
         if series is None:
             series = self._series[key] = self._of(*key)
         series.requests.inc()
+        if outcome.prefilled_at:
+            self._shared.labels(request.model, outcome.prefilled_at, outcome.worker).inc()
         if outcome.attempts > 1:
             series.retries.inc(outcome.attempts - 1)
         if (given := outcome.degraded_to) is not None:
@@ -207,6 +216,13 @@ class _Fleet(Collector):
                 family.add_metric((state.worker.model, state.worker.id), value(state))
             yield family
         yield self._per_gap()
+        info = GaugeMetricFamily("paceline_worker_info", "What each worker is.", labels=INFO)
+        for state in workers:
+            worker = state.worker
+            info.add_metric(
+                (worker.model, worker.id, worker.kind, worker.role, worker.transfer), 1.0
+            )
+        yield info
         preempted = CounterMetricFamily(
             "paceline_worker_preemptions",
             "Streams that the engine threw out of its KV cache: Paceline should have prevented it.",
