@@ -22,6 +22,8 @@ ROUNDS = 4
 BIN_SAMPLES = 8
 """Observations kept for each doubling of length: older ones are forgotten."""
 REFIT_EVERY = 4
+LEAST_SEEN = 3
+"""Observations before a link is used as one that is known."""
 USUAL_MISS = 0.25
 """Errors above this share of the leg's time count for less (Huber 1964)."""
 
@@ -29,9 +31,11 @@ USUAL_MISS = 0.25
 class TransferTime:
     """One link, or all links between two nodes."""
 
-    __slots__ = ("_coming", "_count", "_seen", "_sent", "latency_s", "token_s")
+    __slots__ = ("_coming", "_count", "_seen", "_sent", "latency_s", "learns", "token_s")
 
-    def __init__(self) -> None:
+    def __init__(self, learns: bool = True) -> None:
+        self.learns = learns
+        """Can it be seen when a transfer begins? Not where both workers begin at once."""
         self.latency_s = PRIOR_S
         self.token_s = PRIOR_TOKEN_S
         self._coming: dict[str, float] = {}
@@ -49,13 +53,27 @@ class TransferTime:
     def through_s(self, ready_s: float, tokens: float) -> float:
         """Seconds from now until a prompt of so many tokens is through that is prefilled in
         `ready_s`: the link must have carried all before it by then."""
-        before_s = (sum(self._coming.values()) + self.on_it) * self.token_s
-        return max(ready_s, before_s) + self.expected_s(tokens)
+        return max(ready_s, self._before_s) + self.expected_s(tokens)
+
+    def fetch_s(self, tokens: float) -> float:
+        """The same of one that is prefilled, and goes before all that still are to come."""
+        return self.expected_s(tokens + self.on_it)
+
+    def is_open(self, ready_s: float, tokens: float) -> bool:
+        """May another prompt be sent to be prefilled, so that the link has always one to carry? Of
+        a link that little was seen of, one at a time: it may be slow."""
+        if self._count < LEAST_SEEN and self.learns:
+            return not self._coming and not self._sent
+        return self._before_s <= ready_s + self.token_s * tokens
 
     @property
     def on_it(self) -> float:
         """Tokens on their way."""
         return sum(self._sent.values())
+
+    @property
+    def _before_s(self) -> float:
+        return (sum(self._coming.values()) + self.on_it) * self.token_s
 
     def awaits(self, request_id: str, tokens: float) -> None:
         """A prompt will go this way."""
