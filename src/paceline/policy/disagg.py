@@ -76,14 +76,26 @@ def always(
 
 
 def conditional(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
-    """The way of least cost by `headroom`, in place or through another worker."""
-    return _chosen(fleet, ask, _in_place(fleet, ask, places) + _apart(fleet, ask, places, sources))
+    """The way of least cost by `headroom`, in place or through another worker.
+
+    A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
+    that, for among workers that all prefill it is much the same everywhere. Between the ways it is
+    what decides; whether to wait goes by routing's measure.
+    """
+    through = _apart(fleet, ask, places, sources)
+    if not through:
+        return headroom(fleet, ask, places)
+    here = _in_place(fleet, ask, places)
+    at_hand = here + [way for way in through if way.open]
+    return _chosen(fleet, ask, [_charged(way, ask) for way in here] + through, at_hand)
 
 
 def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
     """The way of least cost through another worker, if there is one."""
     ways = _apart(fleet, ask, places, sources)
-    return _chosen(fleet, ask, ways) if ways else headroom(fleet, ask, places)
+    if not ways:
+        return headroom(fleet, ask, places)
+    return _chosen(fleet, ask, ways, [way for way in ways if way.open])
 
 
 def fetching(
@@ -100,7 +112,7 @@ def fetching(
         worker = fleet.standing(i, ask.now)
         supply = Supply(link.fetch_s(ask.prompt_tokens))
         ways.append(_Way(i, source, ask.prompt_tokens - 1.0, worker.supplied(supply, ttft)))
-    return replace(_chosen(fleet, ask, ways), source=None)
+    return replace(_chosen(fleet, ask, ways, ways), source=None)
 
 
 class _Way(NamedTuple):
@@ -138,20 +150,12 @@ class _Ways(msgspec.Struct):
         return self.ways[place].standing
 
 
-def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
-    """What `headroom` makes of these ways."""
-    twice = len(ways) / max(len({way.place for way in ways}), 1)
-    asked = replace(
-        ask,
-        cached={k: way.cached for k, way in enumerate(ways) if way.cached > 0.0},
-        claims=[_times(claim, twice) for claim in ask.claims],
-    )
-    seen = _Ways(fleet, ways)
-    choice = headroom(seen, asked, range(len(ways)))
+def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way], at_hand: Sequence[_Way]) -> Choice:
+    """What `headroom` makes of these ways; it waits if none of those `at_hand` is open to it."""
+    choice = _put(fleet, ask, ways)
     way, wait = ways[choice.place], choice.wait
-    if not wait and any(not other.open for other in ways):
-        at_hand = [k for k, other in enumerate(ways) if other.open]
-        wait = not way.open or headroom(seen, asked, at_hand).wait
+    if at_hand is not ways:
+        wait = not way.open or _put(fleet, ask, at_hand).wait
     if way.source is None:
         return replace(choice, place=way.place, wait=wait)
     assert choice.predicted is not None
@@ -163,6 +167,17 @@ def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
         predicted=replace(choice.predicted, cached_tokens=round(ask.cached.get(way.source, 0.0))),
         wait=wait,
     )
+
+
+def _put(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
+    """Put ways to `headroom`."""
+    twice = len(ways) / len({way.place for way in ways})
+    asked = replace(
+        ask,
+        cached={k: way.cached for k, way in enumerate(ways) if way.cached > 0.0},
+        claims=[_times(claim, twice) for claim in ask.claims],
+    )
+    return headroom(_Ways(fleet, ways), asked, range(len(ways)))
 
 
 def _times(claim: Claim, factor: float) -> Claim:
@@ -177,20 +192,21 @@ def _times(claim: Claim, factor: float) -> Claim:
 
 
 def _in_place(fleet: Sharing, ask: Ask, places: Sequence[int]) -> list[_Way]:
-    """Each worker that may answer, with the whole request.
+    """Each worker that may answer, with the whole request."""
+    return [
+        _Way(i, None, ask.cached.get(i, 0.0), fleet.standing(i, ask.now))
+        for i in _sample(ask, places)
+    ]
 
-    A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
-    that, for among workers that all prefill it is the same everywhere; here it is what decides.
-    """
-    ways = []
-    for i in _sample(ask, places):
-        worker, cached = fleet.standing(i, ask.now), ask.cached.get(i, 0.0)
-        if worker.everyone:
-            seen = forecast(worker, ask, cached)
-            rest = _stalled(worker, ask, seen, cached) - harm(worker, ask, seen)
-            worker = worker.supplied(Supply(harm=max(rest, 0.0)), worker.ttft)
-        ways.append(_Way(i, None, cached, worker))
-    return ways
+
+def _charged(way: _Way, ask: Ask) -> _Way:
+    """The same with all that its prefill does to the residents."""
+    worker = way.standing
+    if not worker.everyone:
+        return way
+    seen = forecast(worker, ask, way.cached)
+    rest = _stalled(worker, ask, seen, way.cached) - harm(worker, ask, seen)
+    return way._replace(standing=worker.supplied(Supply(harm=max(rest, 0.0)), worker.ttft))
 
 
 def _stalled(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> float:
