@@ -20,6 +20,7 @@ class Entry:
     """One request on one worker."""
 
     __slots__ = (
+        "beside",
         "cached",
         "deadline",
         "decoding",
@@ -71,6 +72,8 @@ class Entry:
         """Quantile of the length of answers that stands for its own."""
         self.passes_on = False
         """Only its prompt is computed here, for another worker to fetch."""
+        self.beside = 0.0
+        """Prompt tokens that were ahead of it then."""
         self.fetches = False
         """Its prompt is computed by another worker."""
 
