@@ -183,5 +183,8 @@ def test_whatever_a_client_claims_of_a_hand_over_is_unsaid(transfer: str) -> Non
     said = made.prefill(ASKED, NUMBER).keys() - ASKED.keys()
     own = {"kv_transfer_params", "disaggregated_params"}
     own |= {"bootstrap_host", "bootstrap_port", "bootstrap_room"}
-    assert {name for name in said if name in own} == made.none.keys()
-    assert not any(made.none.values())
+    for path in (CHAT, TEXT):
+        none = made.none(path)
+        assert {name for name in said if name in own} == none.keys()
+        assert not any(none.values())
+    assert made.none("/v1/embeddings") == {}

@@ -41,6 +41,11 @@ class Worker(msgspec.Struct, frozen=True):
         return bool(self.transfer) and self.role != "decode"
 
     @property
+    def pairs(self) -> bool:
+        """Do both workers begin at once, so that nothing waits between them?"""
+        return self.transfer == "sglang"
+
+    @property
     def answers(self) -> bool:
         """May it write answers, whoever has prefilled the prompt?"""
         return self.role != "prefill"

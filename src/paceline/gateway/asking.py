@@ -51,7 +51,8 @@ class Asking:
         ask = self._payload(data, link, tier, keep_ids=answer.produced is not None)
         data = ask.data
         if link.transfer is not None and self.body is not None:
-            data = with_fields(data, dict(handed or link.transfer.none))
+            fields = dict(handed or link.transfer.none(self._http.path))
+            data = with_fields(data, fields) if fields else data
         plain = self._http.version == "1.0"
         flavor = FLAVORS.get(self._http.path, OTHER)
         sieve = Sieve(flavor, ask.strip_usage, plain, ask.cut_ids, answer.produced, seam)

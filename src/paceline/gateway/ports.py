@@ -72,8 +72,7 @@ class Transfer(Protocol):
         """Both are asked at the same time, and meet; else the second once the first is done."""
         ...
 
-    @property
-    def none(self) -> Mapping[str, Any]:
+    def none(self, path: str) -> Mapping[str, Any]:
         """Fields of a body that say that nothing is handed over, whatever its client wrote."""
         ...
 

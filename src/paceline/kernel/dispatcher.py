@@ -280,7 +280,8 @@ class Dispatcher:
         worker, entry = self._entry(live, choice, pool.at(choice.source or 0), now)
         entry.passes_on, entry.left = True, 0.0
         raw_s = choice.predicted.ttft_s / choice.predicted.ttft_factor if choice.predicted else 0.0
-        link = pool.link(worker, pool.at(choice.place))
+        link = pool.link(worker.place, choice.place)
+        assert link is not None
         live.handover = HandOver(live.request.id, worker, link, entry.prompt, now, raw_s)
         live.move(Event.PREFILL)
         self._sent(live, choice, worker, entry, now)
@@ -292,7 +293,9 @@ class Dispatcher:
         pool, handover = self._pools[live.request.model], live.handover
         worker, entry = self._entry(live, choice, pool.at(choice.place), now)
         if handover is not None:
-            handover.fetch(entry, pool.link(handover.worker, worker), choice.predicted)
+            link = pool.link(handover.worker.place, choice.place)
+            assert link is not None
+            handover.fetch(entry, link, choice.predicted)
         live.predicted = choice.predicted
         live.move(Event.DISPATCHED)
         self._sent(live, choice, worker, entry, now)

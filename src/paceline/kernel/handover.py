@@ -45,7 +45,7 @@ class HandOver:
         self.predicted_s = predicted_s
         """From then until the first token, by step times and links alone; 0: nobody said."""
         self.tokens = tokens
-        self.paired = worker.worker.transfer == "sglang"
+        self.paired = worker.worker.pairs
         """Both workers begin at once: nothing waits between them."""
         self.ready = False
         """It is prefilled, and waits to be fetched."""
@@ -64,7 +64,7 @@ class HandOver:
         self.load = link.on_it + self.tokens
         if predicted is not None and not self.paired:
             whole_s = predicted.ttft_s / predicted.ttft_factor
-            self.step_s = max(whole_s - link.expected_s(self.load), 0.0)
+            self.step_s = max(whole_s - link.fetch_s(self.tokens), 0.0)
         link.carries(self._request_id, self.tokens)
 
     def fetched(self, entry: Entry, at: float) -> None:

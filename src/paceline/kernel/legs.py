@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 
 from paceline.kernel.handover import HandOver
 from paceline.kernel.live import Live
@@ -41,7 +40,7 @@ class Legs:
         """Those of the places that can fetch a prompt in time."""
         takers = []
         for i in places:
-            transfer_s = pool.fetch_s(handover.worker.place, i, handover.tokens)
-            if transfer_s < inf and handover.holds(now, transfer_s):
+            link = pool.link(handover.worker.place, i)
+            if link is not None and handover.holds(now, link.fetch_s(handover.tokens)):
                 takers.append(i)
         return takers

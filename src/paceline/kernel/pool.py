@@ -96,29 +96,16 @@ class Pool:
         else:
             standing.last_step_at = state.last_step_at
 
-    def link(self, source: WorkerState, worker: WorkerState) -> TransferTime:
-        """What is known of the way from one worker to another."""
-        ends = tuple(w.worker.node or w.worker.id for w in (source, worker))
-        found = self._links.get((ends[0], ends[1]))
+    def link(self, source: int, place: int) -> TransferTime | None:
+        """The way from one place to another; None if one cannot take over from the other."""
+        giver, taker = self._by_place[source].worker, self._by_place[place].worker
+        if not taker.takes_from(giver):
+            return None
+        ends = giver.node or giver.id, taker.node or taker.id
+        found = self._links.get(ends)
         if found is None:
-            found = self._links[ends[0], ends[1]] = TransferTime()
+            found = self._links[ends] = TransferTime(learns=not giver.pairs)
         return found
-
-    def through_s(self, source: int, place: int, ready_s: float, tokens: float) -> float:
-        """Seconds until so many tokens that one place has prefilled in `ready_s` are at another;
-        infinite if that one cannot take over from it."""
-        giver, taker = self._by_place[source], self._by_place[place]
-        if not taker.worker.takes_from(giver.worker):
-            return inf
-        return self.link(giver, taker).through_s(ready_s, tokens)
-
-    def fetch_s(self, source: int, place: int, tokens: float) -> float:
-        """The same, if it is prefilled and goes now, before what is held."""
-        giver, taker = self._by_place[source], self._by_place[place]
-        if not taker.worker.takes_from(giver.worker):
-            return inf
-        link = self.link(giver, taker)
-        return link.expected_s(link.on_it + tokens)
 
     @property
     def handed(self) -> Correction:

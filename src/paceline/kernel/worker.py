@@ -140,7 +140,6 @@ class WorkerState:
             self.outlook.add(entry.prompt, entry.left)
         if entry.passes_on:
             self.saturation.sent()
-            entry.grown = self.ledger.ahead
         if (entry.request.streaming or entry.passes_on) and not entry.fetches:
             self.windows.dispatched(
                 entry.request.id, round(entry.uncached), round(entry.cached), now
@@ -171,7 +170,7 @@ class WorkerState:
             rate.add(entry.uncached, at)
         self.last_step_at = max(self.last_step_at, at)
         budget = float(self.windows.budget)
-        self.saturation.done(entry.grown, budget, entry.uncached, entry.sent_at, at)
+        self.saturation.done(entry.ahead, budget, entry.uncached, entry.sent_at, at)
         self.left(entry.request.id)
         self.ledger.hold(entry.request.id, entry.prompt, until)
 

@@ -25,6 +25,7 @@ from paceline.observe.table import OTHER
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 ITL_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
 LABELS = ("model", "tier", "worker")
+INFO = ("model", "worker", "node", "kind", "role", "transfer")
 
 GapCounts = Mapping[tuple[str, str, str], Sequence[int]]
 """ITL histograms by (model, tier, worker), as the relay counts them."""
@@ -88,6 +89,12 @@ class Metrics:
             ("model", "tier", "because"),
             registry=registry,
         )
+        self._shared = Counter(
+            "paceline_shared",
+            "Requests whose prompt another worker had prefilled, by the two.",
+            ("model", "prefilled_at", "worker"),
+            registry=registry,
+        )
         self._tokens = Counter(
             "paceline_tokens",
             "Tokens, by direction: prompt, cached (of the prompt), output.",
@@ -141,6 +148,8 @@ class Metrics:
         if series is None:
             series = self._series[key] = self._of(*key)
         series.requests.inc()
+        if outcome.prefilled_at:
+            self._shared.labels(request.model, outcome.prefilled_at, outcome.worker).inc()
         if outcome.attempts > 1:
             series.retries.inc(outcome.attempts - 1)
         if (given := outcome.degraded_to) is not None:
@@ -216,13 +225,11 @@ class _Fleet(Collector):
                 family.add_metric((state.worker.model, state.worker.id), value(state))
             yield family
         info = GaugeMetricFamily(
-            "paceline_worker_info",
-            "1, with what else is known of the worker.",
-            labels=("model", "worker", "node", "role", "kind"),
+            "paceline_worker_info", "1, with what else is known of the worker.", labels=INFO
         )
         for worker in (state.worker for state in workers):
-            place = (worker.node, worker.role, worker.kind)
-            info.add_metric((worker.model, worker.id, *place), 1.0)
+            what = (worker.node, worker.kind, worker.role, worker.transfer)
+            info.add_metric((worker.model, worker.id, *what), 1.0)
         yield info
         yield self._per_gap()
         preempted = CounterMetricFamily(

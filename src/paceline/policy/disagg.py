@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from paceline.policy.fleet import Choice, Fleet, Policy, lowest
 from paceline.policy.headroom import Forecast, forecast, harm
+from paceline.policy.links import TransferTime
 from paceline.policy.route import LOOKED_AT, headroom
 from paceline.policy.standing import Ask, Claim, Correction, Standing, Supply
 
@@ -33,13 +34,8 @@ class Sharing(Fleet, Protocol):
         """How TTFTs turn out, where one worker prefills and another answers."""
         ...
 
-    def through_s(self, source: int, place: int, ready_s: float, tokens: float) -> float:
-        """Seconds until so many tokens that one place has prefilled in `ready_s` are at another;
-        infinite if that one cannot take over from it."""
-        ...
-
-    def fetch_s(self, source: int, place: int, tokens: float) -> float:
-        """The same, if it is prefilled and goes now, before what is held."""
+    def link(self, source: int, place: int) -> TransferTime | None:
+        """The way from one place to another; None if one cannot take over from the other."""
         ...
 
     def prefill_limit(self, source: int) -> float:
@@ -72,7 +68,7 @@ def always(
 ) -> Choice:
     """One policy for the worker that prefills, and, when that is done, for the one that answers."""
     choice = policy(fleet, ask, sources)
-    takers = [i for i in places if fleet.through_s(choice.place, i, 0.0, ask.prompt_tokens) < inf]
+    takers = [i for i in places if fleet.link(choice.place, i) is not None]
     if not takers:
         return policy(fleet, ask, places)
     place = lowest(takers, [fleet.load(i) for i in takers], ask.seed)
@@ -80,14 +76,26 @@ def always(
 
 
 def conditional(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
-    """The way of least cost by `headroom`, in place or through another worker."""
-    return _chosen(fleet, ask, _in_place(fleet, ask, places) + _apart(fleet, ask, places, sources))
+    """The way of least cost by `headroom`, in place or through another worker.
+
+    A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
+    that, for among workers that all prefill it is much the same everywhere. Between the ways it is
+    what decides; whether to wait goes by routing's measure.
+    """
+    through = _apart(fleet, ask, places, sources)
+    if not through:
+        return headroom(fleet, ask, places)
+    here = _in_place(fleet, ask, places)
+    at_hand = here + [way for way in through if way.open]
+    return _chosen(fleet, ask, [_charged(way, ask) for way in here] + through, at_hand)
 
 
 def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
     """The way of least cost through another worker, if there is one."""
     ways = _apart(fleet, ask, places, sources)
-    return _chosen(fleet, ask, ways) if ways else headroom(fleet, ask, places)
+    if not ways:
+        return headroom(fleet, ask, places)
+    return _chosen(fleet, ask, ways, [way for way in ways if way.open])
 
 
 def fetching(
@@ -96,11 +104,15 @@ def fetching(
     """Which worker answers what another has prefilled already?"""
     if policy is not headroom and not hasattr(policy, "ways"):
         return policy(fleet, ask, places)
+    ttft = Correction(spread=fleet.handed.spread)
     ways = []
     for i in _sample(ask, places):
-        supply = Supply(fleet.fetch_s(source, i, ask.prompt_tokens))
-        ways.append(_way(fleet, ask, i, source, supply, Correction(spread=fleet.handed.spread)))
-    return replace(_chosen(fleet, ask, ways), source=None)
+        link = fleet.link(source, i)
+        assert link is not None
+        worker = fleet.standing(i, ask.now)
+        supply = Supply(link.fetch_s(ask.prompt_tokens))
+        ways.append(_Way(i, source, ask.prompt_tokens - 1.0, worker.supplied(supply, ttft)))
+    return replace(_chosen(fleet, ask, ways, ways), source=None)
 
 
 class _Way(NamedTuple):
@@ -138,20 +150,12 @@ class _Ways(msgspec.Struct):
         return self.ways[place].standing
 
 
-def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
-    """What `headroom` makes of these ways."""
-    twice = len(ways) / max(len({way.place for way in ways}), 1)
-    asked = replace(
-        ask,
-        cached={k: way.cached for k, way in enumerate(ways) if way.cached > 0.0},
-        claims=[_times(claim, twice) for claim in ask.claims],
-    )
-    seen = _Ways(fleet, ways)
-    choice = headroom(seen, asked, range(len(ways)))
+def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way], at_hand: Sequence[_Way]) -> Choice:
+    """What `headroom` makes of these ways; it waits if none of those `at_hand` is open to it."""
+    choice = _put(fleet, ask, ways)
     way, wait = ways[choice.place], choice.wait
-    if not wait and any(not other.open for other in ways):
-        at_hand = [k for k, other in enumerate(ways) if other.open]
-        wait = not way.open or headroom(seen, asked, at_hand).wait
+    if at_hand is not ways:
+        wait = not way.open or _put(fleet, ask, at_hand).wait
     if way.source is None:
         return replace(choice, place=way.place, wait=wait)
     assert choice.predicted is not None
@@ -163,6 +167,17 @@ def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
         predicted=replace(choice.predicted, cached_tokens=round(ask.cached.get(way.source, 0.0))),
         wait=wait,
     )
+
+
+def _put(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
+    """Put ways to `headroom`."""
+    twice = len(ways) / len({way.place for way in ways})
+    asked = replace(
+        ask,
+        cached={k: way.cached for k, way in enumerate(ways) if way.cached > 0.0},
+        claims=[_times(claim, twice) for claim in ask.claims],
+    )
+    return headroom(_Ways(fleet, ways), asked, range(len(ways)))
 
 
 def _times(claim: Claim, factor: float) -> Claim:
@@ -177,20 +192,21 @@ def _times(claim: Claim, factor: float) -> Claim:
 
 
 def _in_place(fleet: Sharing, ask: Ask, places: Sequence[int]) -> list[_Way]:
-    """Each worker that may answer, with the whole request.
+    """Each worker that may answer, with the whole request."""
+    return [
+        _Way(i, None, ask.cached.get(i, 0.0), fleet.standing(i, ask.now))
+        for i in _sample(ask, places)
+    ]
 
-    A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
-    that, for among workers that all prefill it is the same everywhere; here it is what decides.
-    """
-    ways = []
-    for i in _sample(ask, places):
-        worker, cached = fleet.standing(i, ask.now), ask.cached.get(i, 0.0)
-        if worker.everyone:
-            seen = forecast(worker, ask, cached)
-            rest = _stalled(worker, ask, seen, cached) - harm(worker, ask, seen)
-            worker = worker.supplied(Supply(harm=max(rest, 0.0)), worker.ttft)
-        ways.append(_Way(i, None, cached, worker))
-    return ways
+
+def _charged(way: _Way, ask: Ask) -> _Way:
+    """The same with all that its prefill does to the residents."""
+    worker = way.standing
+    if not worker.everyone:
+        return way
+    seen = forecast(worker, ask, way.cached)
+    rest = _stalled(worker, ask, seen, way.cached) - harm(worker, ask, seen)
+    return way._replace(standing=worker.supplied(Supply(harm=max(rest, 0.0)), worker.ttft))
 
 
 def _stalled(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> float:
@@ -203,28 +219,30 @@ def _stalled(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> float
 def _apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> list[_Way]:
     """Each worker that may answer, with the one that would hand the prompt over soonest."""
     offers = [(source, _offer(fleet, ask, source)) for source in _sample(ask, sources)]
+    tokens, ttft = ask.prompt_tokens, fleet.handed
     ways = []
     for i in _sample(ask, places):
-        best: tuple[float, int, Supply] | None = None
+        best, soonest_s = None, inf
         for source, offer in offers:
-            whole_s = fleet.through_s(source, i, offer.ttft_s, ask.prompt_tokens)
-            if whole_s < SAFE * fleet.lease_s(source) and (best is None or whole_s < best[0]):
-                best = whole_s, source, offer
+            link = fleet.link(source, i)
+            if link is not None:
+                whole_s = link.through_s(offer.ttft_s, tokens)
+                if whole_s < min(soonest_s, SAFE * fleet.lease_s(source)):
+                    best, soonest_s = (source, offer, link), whole_s
         if best is not None:
-            whole_s, source, offer = best
-            supply = replace(offer, ttft_s=fleet.handed.factor * whole_s)
-            ways.append(_way(fleet, ask, i, source, supply, fleet.handed))
+            source, offer, link = best
+            supply = replace(offer, ttft_s=ttft.factor * soonest_s)
+            worker = fleet.standing(i, ask.now).supplied(supply, ttft)
+            is_open = _is_open(fleet, ask, source) and link.is_open(offer.ttft_s, tokens)
+            ways.append(_Way(i, source, tokens - 1.0, worker, is_open))
     return ways
 
 
-def _way(
-    fleet: Sharing, ask: Ask, place: int, source: int, supply: Supply, ttft: Correction
-) -> _Way:
-    worker = fleet.standing(place, ask.now).supplied(supply, ttft)
-    other = fleet.standing(source, ask.now)
-    fits = other.kv_all + ask.prompt_tokens <= other.kv_limit or not other.kv_all
-    is_open = fits and other.ahead < fleet.prefill_limit(source)
-    return _Way(place, source, ask.prompt_tokens - 1.0, worker, is_open)
+def _is_open(fleet: Sharing, ask: Ask, source: int) -> bool:
+    """May a worker be sent a prompt to prefill for others?"""
+    worker = fleet.standing(source, ask.now)
+    fits = worker.kv_all + ask.prompt_tokens <= worker.kv_limit or not worker.kv_all
+    return fits and worker.ahead < fleet.prefill_limit(source)
 
 
 def _offer(fleet: Sharing, ask: Ask, source: int) -> Supply:

@@ -9,19 +9,22 @@ bear outliers; and few lengths may be all that comes, so it leans on a prior.
 from __future__ import annotations
 
 from collections import deque
-from math import sqrt
 
 PRIOR_S = 0.010
 PRIOR_TOKEN_S = 320 * 1024 / 10e9
 """KV cache of a 70B model, 320 KiB a token, at 10 GB/s."""
 PRIOR = [(tokens, PRIOR_S + tokens * PRIOR_TOKEN_S) for tokens in (256.0, 8192.0)]
 """What the prior is taken to have seen..."""
-PRIOR_WEIGHT = 0.25
+PRIOR_WEIGHT = 0.1
 """...and for how much of one observation that counts."""
 ROUNDS = 4
-BIN_SAMPLES = 8
-"""Observations kept for each doubling of length: older ones are forgotten."""
+KEPT = 32
+"""Observations that are fitted."""
+FADE = 0.92
+"""Weight of an observation after each further one."""
 REFIT_EVERY = 4
+LEAST_SEEN = 3
+"""Observations before a link is used as one that is known."""
 USUAL_MISS = 0.25
 """Errors above this share of the leg's time count for less (Huber 1964)."""
 
@@ -29,17 +32,19 @@ USUAL_MISS = 0.25
 class TransferTime:
     """One link, or all links between two nodes."""
 
-    __slots__ = ("_coming", "_count", "_seen", "_sent", "latency_s", "token_s")
+    __slots__ = ("_coming", "_count", "_seen", "_sent", "latency_s", "learns", "token_s")
 
-    def __init__(self) -> None:
+    def __init__(self, learns: bool = True) -> None:
+        self.learns = learns
+        """Can it be seen when a transfer begins? Not where both workers begin at once."""
         self.latency_s = PRIOR_S
         self.token_s = PRIOR_TOKEN_S
         self._coming: dict[str, float] = {}
         """Tokens that are to go this way, by request: still being prefilled, or held."""
         self._sent: dict[str, float] = {}
         """And those on it."""
-        self._seen: dict[int, deque[tuple[float, float, float]]] = {}
-        """(weight, tokens, seconds) by the number of bits in the length."""
+        self._seen: deque[tuple[float, float, float]] = deque(maxlen=KEPT)
+        """(tokens, seconds, seconds beside them), the newest first."""
         self._count = 0
 
     def expected_s(self, tokens: float) -> float:
@@ -49,13 +54,27 @@ class TransferTime:
     def through_s(self, ready_s: float, tokens: float) -> float:
         """Seconds from now until a prompt of so many tokens is through that is prefilled in
         `ready_s`: the link must have carried all before it by then."""
-        before_s = (sum(self._coming.values()) + self.on_it) * self.token_s
-        return max(ready_s, before_s) + self.expected_s(tokens)
+        return max(ready_s, self._before_s) + self.expected_s(tokens)
+
+    def fetch_s(self, tokens: float) -> float:
+        """The same of one that is prefilled, and goes before all that still are to come."""
+        return self.expected_s(tokens + self.on_it)
+
+    def is_open(self, ready_s: float, tokens: float) -> bool:
+        """May another prompt be sent to be prefilled, so that the link has always one to carry? Of
+        a link that little was seen of, one at a time: it may be slow."""
+        if self._count < LEAST_SEEN and self.learns:
+            return not self._coming and not self._sent
+        return self._before_s <= ready_s + self.token_s * tokens
 
     @property
     def on_it(self) -> float:
         """Tokens on their way."""
         return sum(self._sent.values())
+
+    @property
+    def _before_s(self) -> float:
+        return (sum(self._coming.values()) + self.on_it) * self.token_s
 
     def awaits(self, request_id: str, tokens: float) -> None:
         """A prompt will go this way."""
@@ -74,25 +93,32 @@ class TransferTime:
     def observe(self, tokens: float, seconds: float, beside_s: float) -> None:
         """So many tokens took so long: what is left of a decode leg's time without `beside_s`, what
         the rest of it was expected to take. Below zero, if that was too much."""
-        noise_s = beside_s + max(seconds, PRIOR_S)
-        bin_ = self._seen.setdefault(int(tokens).bit_length(), deque(maxlen=BIN_SAMPLES))
-        bin_.append((1.0 / noise_s**2, tokens, seconds))
+        self._seen.appendleft((tokens, seconds, beside_s))
         self._count += 1
-        if self._count <= BIN_SAMPLES or self._count % REFIT_EVERY == 0:
+        if self._count <= KEPT or self._count % REFIT_EVERY == 0:
             self._fit()
 
     def _fit(self) -> None:
-        """Least squares; what is far off is weighted down and the fit done again."""
-        seen = [point for bin_ in self._seen.values() for point in bin_]
-        points = [(PRIOR_WEIGHT / y**2, x, y) for x, y in PRIOR] + seen
+        """Least squares, in shares of a leg's time; what is far off is weighted down, and the fit
+        done again."""
+        count = len(self._seen)
+        usual_s = max(sum(seconds for _, seconds, _ in self._seen) / count, PRIOR_S)
+        noises = [beside_s + usual_s for _, _, beside_s in self._seen]
+        misses = [0.0] * count
         for _ in range(ROUNDS):
-            self.latency_s, self.token_s = _line(points)
-            points[len(PRIOR) :] = [self._trusted(*point) for point in seen]
-
-    def _trusted(self, weight: float, tokens: float, seconds: float) -> tuple[float, float, float]:
-        """An observation as it counts beside the line so far."""
-        miss = abs(seconds - self.expected_s(tokens)) * sqrt(weight)
-        return weight * min(1.0, USUAL_MISS / max(miss, USUAL_MISS)), tokens, seconds
+            points = [
+                (FADE**age * USUAL_MISS / max(miss, USUAL_MISS) / noise_s**2, tokens, seconds)
+                for age, (noise_s, miss, (tokens, seconds, _)) in enumerate(
+                    zip(noises, misses, self._seen, strict=True)
+                )
+            ]
+            prior = PRIOR_WEIGHT * sum(weight for weight, _, _ in points) / count
+            self.latency_s, self.token_s = _line(points + [(prior, *point) for point in PRIOR])
+            noises = [beside_s + self.expected_s(tokens) for tokens, _, beside_s in self._seen]
+            misses = [
+                abs(seconds - self.expected_s(tokens)) / noise_s
+                for noise_s, (tokens, seconds, _) in zip(noises, self._seen, strict=True)
+            ]
 
 
 def _line(points: list[tuple[float, float, float]]) -> tuple[float, float]:

@@ -41,13 +41,13 @@ class Saturation:
         self._turn += 1
 
     def done(
-        self, load: float, step_tokens: float, tokens: float, sent_at: float, at: float
+        self, ahead: float, step_tokens: float, tokens: float, sent_at: float, at: float
     ) -> None:
-        """A prompt of so many tokens is through, which made the load so high when it was sent."""
+        """A prompt of so many tokens is through, that had so many ahead of it when it was sent."""
         seconds = max(at - max(sent_at, self._until), 0.0)
         self._until = max(self._until, at)
         level = 0
-        while level < LEVELS - 1 and load > step_tokens * 2.0**level:
+        while level < LEVELS - 1 and ahead >= step_tokens * 2.0**level:
             level += 1
         self._tokens[level] = FADE * self._tokens[level] + tokens
         self._seconds[level] = FADE * self._seconds[level] + seconds

@@ -11,7 +11,7 @@ import msgspec
 
 from paceline.domain.worker import Worker
 from paceline.engines.probe import Probe
-from paceline.engines.transfer.nixl import FIELD, refused_by_name
+from paceline.engines.transfer.nixl import FIELD, KNOW_IT, refused_by_name
 from paceline.engines.transfer.prompt import of_one_token
 
 PORT = 8998
@@ -31,7 +31,6 @@ class Mooncake:
     """
 
     together = False
-    none: Mapping[str, Any] = {FIELD: None}
 
     def __init__(self, worker: Worker, api_key: str) -> None:
         host = urlsplit(worker.url).hostname or ""
@@ -39,6 +38,9 @@ class Mooncake:
         self._address = f"http://{host}:{worker.bootstrap_port or PORT}"
         self._engine_id = ""
         """Another one after each start of the engine, unless it was told one."""
+
+    def none(self, path: str) -> Mapping[str, Any]:
+        return {FIELD: None} if path in KNOW_IT else {}
 
     def prefill(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         """One token and not none: blocks are held only if it was the limit that ended the answer,

@@ -9,9 +9,11 @@ import aiohttp
 import msgspec
 
 from paceline.domain.worker import Worker
-from paceline.engines.transfer.prompt import of_one_token
+from paceline.engines.transfer.prompt import GENERATES, of_one_token
 
 FIELD = "kv_transfer_params"
+KNOW_IT = (*GENERATES, "/v1/responses", "/v1/messages")
+"""Paths of vLLM's whose bodies have that field."""
 NOBODY = "(nobody: this frees the blocks of a hand-over)"
 
 
@@ -35,10 +37,12 @@ class Nixl:
     """
 
     together = False
-    none: Mapping[str, Any] = {FIELD: None}
 
     def __init__(self, worker: Worker, api_key: str) -> None:
         pass
+
+    def none(self, path: str) -> Mapping[str, Any]:
+        return {FIELD: None} if path in KNOW_IT else {}
 
     def prefill(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         """One token of `min_tokens`: an answer that ends at once by a stop token would be held by

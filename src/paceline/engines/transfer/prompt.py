@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 LIMITS = ("max_completion_tokens", "min_tokens")
+GENERATES = ("/v1/chat/completions", "/v1/completions")
+"""Paths whose requests are shared."""
 STREAMING = ("stream", "stream_options")
 
 

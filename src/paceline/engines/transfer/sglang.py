@@ -11,8 +11,9 @@ import msgspec
 
 from paceline.domain.worker import Worker
 from paceline.engines.probe import Probe
-from paceline.engines.transfer.prompt import in_one_piece
+from paceline.engines.transfer.prompt import GENERATES, in_one_piece
 
+ROOM = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
 PORT = 8998
 """SGLang's `--disaggregation-bootstrap-port`, if nobody sets it."""
 
@@ -32,12 +33,15 @@ class Bootstrap:
     """
 
     together = True
-    none: Mapping[str, Any] = dict.fromkeys(("bootstrap_host", "bootstrap_port", "bootstrap_room"))
 
     def __init__(self, worker: Worker, api_key: str) -> None:
-        self._host = urlsplit(worker.url).hostname or ""
+        host = urlsplit(worker.url).hostname or ""
+        self._host = f"[{host}]" if ":" in host else host
         self._port = worker.bootstrap_port
         self._probe = Probe(worker.url, api_key)
+
+    def none(self, path: str) -> Mapping[str, Any]:
+        return dict.fromkeys(ROOM) if path in GENERATES else {}
 
     def prefill(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         return {**in_one_piece(body), **self._room(number)}
@@ -46,11 +50,7 @@ class Bootstrap:
         return self._room(number)
 
     def _room(self, number: int) -> dict[str, Any]:
-        return {
-            "bootstrap_host": self._host,
-            "bootstrap_port": self._port or PORT,
-            "bootstrap_room": number,
-        }
+        return dict(zip(ROOM, (self._host, self._port or PORT, number), strict=True))
 
     def release(self, fields: Mapping[str, Any]) -> dict[str, Any] | None:
         """None: nothing is held between two calls."""

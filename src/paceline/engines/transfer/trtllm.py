@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 
 from paceline.domain.worker import Worker
-from paceline.engines.transfer.prompt import in_one_piece
+from paceline.engines.transfer.prompt import GENERATES, in_one_piece
 
 FIELD = "disaggregated_params"
 GLOBAL = 1 << 42
@@ -37,10 +37,12 @@ class ContextFirst:
     """
 
     together = False
-    none: Mapping[str, Any] = {FIELD: None}
 
     def __init__(self, worker: Worker, api_key: str) -> None:
         pass
+
+    def none(self, path: str) -> Mapping[str, Any]:
+        return {FIELD: None} if path in GENERATES else {}
 
     def prefill(self, body: dict[str, Any], number: int) -> dict[str, Any]:
         return {**in_one_piece(body), FIELD: {"request_type": "context_only", **_name(number)}}
