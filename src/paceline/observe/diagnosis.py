@@ -67,7 +67,7 @@ class Diagnosis:
     def look(self, now: float) -> Look:
         """All that findings rest on."""
         stalls, kernel = self._stalls, self._kernel
-        lags = [(at, s) for at, s in stalls.lags if at > now - WINDOW_S]
+        lags = stalls.lags.since(now - WINDOW_S)
         tracks = stalls.tracks
         return Look(
             now=now,
@@ -79,8 +79,8 @@ class Diagnosis:
             ],
             losses=stalls.losses.recent(now),
             waiting=kernel.held(),
-            lag_share=sum(s for _, s in lags) / WINDOW_S,
-            worst_lag_s=max((s for _, s in lags), default=0.0),
+            lag_share=sum(lags) / WINDOW_S,
+            worst_lag_s=max(lags, default=0.0),
             refusals=self._newly_refused(now),
         )
 
