@@ -43,8 +43,11 @@ from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
 from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.findings import diagnosis_routes
+from paceline.observe.late_metrics import LateMetrics
+from paceline.observe.losses import Losses, of_request
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
+from paceline.policy.causes import Cause
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
 from paceline.simulator.scenario import Scenario
@@ -519,6 +522,10 @@ def exposition() -> str:
     metrics.shed(request)
     metrics.moved(request, "it hangs")
     metrics.paused(request, "others need the room")
+    losses, split = Losses(), {Cause.LINK: 1.0}
+    late = of_request(0.0, "mean", 2.0, split, ("r", "m", "standard", "t", "w"))
+    losses.add(late, {"standard": split}, 1)
+    metrics.also(LateMetrics(losses))
     return metrics.text().decode()
 
 

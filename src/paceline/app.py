@@ -32,6 +32,7 @@ from paceline.kernel import Kernel, Settings
 from paceline.observe.admin import admin_app
 from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.findings import diagnosis_routes
+from paceline.observe.late_metrics import LateMetrics
 from paceline.observe.logs import configure, request_line
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
@@ -92,6 +93,7 @@ class _Application:
         self.host = LiveHost(kernel, timeouts, self._closed, time, fact_log, self._turned, stalls)
         self.quotas = Quotas(config.tenants)
         self.metrics = Metrics(kernel, self.host.gap_counts, GAP_BOUNDS, self._refusals)
+        self.metrics.also(LateMetrics(stalls.losses))
         self.names = config.aliases
         """Changed in place by a reload: others look here too."""
         own = ordinary_app(self.names, time(), self.ready)

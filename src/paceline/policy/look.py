@@ -83,7 +83,9 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     """In the engine, as it says."""
     foreign: int = 0
-    """Requests that it has, and that no gateway known here has sent."""
+    """Requests that it has, and that no gateway known here has sent, by its last two reports..."""
+    perhaps_foreign: int = 0
+    """...and by one of them."""
     queries: float = 0.0
     hits: float = 0.0
     usual_hits: float = 0.0

@@ -84,9 +84,11 @@ def slow_workers(look: Look) -> Iterator[Finding]:
         lost = hurt_by(look, (Cause.SLOW_WORKER,), w.model, w.id)
         if worse or (times >= SLOW and matters(look, lost)):  # others are slower by nature
             than = "they used to take there" if worse else "they take at its like"
-            if _has_strangers(w):
+            if _are_strangers(w, w.foreign):
                 yield foreign_load(look, w, times)
                 continue
+            if _are_strangers(w, w.perhaps_foreign):
+                continue  # its next report will tell
             yield found(
                 look,
                 w,
@@ -102,8 +104,8 @@ def slow_workers(look: Look) -> Iterator[Finding]:
             )
 
 
-def _has_strangers(w: WorkerLook) -> bool:
-    return w.foreign >= max(STRANGERS, w.streams + w.arriving)
+def _are_strangers(w: WorkerLook, requests: int) -> bool:
+    return requests >= max(STRANGERS, w.streams + w.arriving)
 
 
 def foreign_load(look: Look, w: WorkerLook, times: float) -> Finding:
