@@ -524,7 +524,7 @@ def exposition() -> str:
     metrics.paused(request, "others need the room")
     losses, split = Losses(), {Cause.LINK: 1.0}
     late = of_request(0.0, "mean", 2.0, split, ("r", "m", "standard", "t", "w"))
-    losses.add(late, {"standard": split}, 1)
+    losses.add(late, {"standard": split}, {"standard": 1})
     metrics.also(LateMetrics(losses))
     return metrics.text().decode()
 

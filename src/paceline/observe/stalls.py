@@ -164,6 +164,7 @@ class Stalls:
         split = of_gaps(late.sums)
         tiers: dict[str, int] = {}
         tenants: dict[str, int] = {}
+        broken: dict[str, int] = {}
         lost: dict[str, Split] = {}
         worst: Split = {}
         for name in track.state.ledger.entries if track.state is not None else ():
@@ -175,6 +176,9 @@ class Stalls:
                 continue
             tiers[request.tier] = tiers.get(request.tier, 0) + 1
             tenants[request.tenant] = tenants.get(request.tenant, 0) + 1
+            if late.seconds > request.promise.stall_s and not course.broken:
+                course.broken = True
+                broken[request.tier] = broken.get(request.tier, 0) + 1
             share = beyond(split, allowed_s(request, late.seconds, split))
             add(lost.setdefault(request.tier, {}), share)
             if sum(share.values()) > sum(worst.values()):
@@ -196,6 +200,7 @@ class Stalls:
                     tenants,
                 ),
                 lost,
+                broken,
             )
 
     # Requests.
@@ -383,7 +388,7 @@ class Stalls:
         late = beyond(split, allowed_s) or split
         if late:
             event = of_request(at, what, seconds, late, of)
-            self.losses.add(event, {of[2]: event.split}, promises)
+            self.losses.add(event, {of[2]: event.split}, {of[2]: promises})
 
     def _without(self, course: Course, cause: Cause, now: float) -> None:
         """There is no answer, or no more of it."""
