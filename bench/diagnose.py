@@ -183,8 +183,8 @@ async def long_prompts(stage: Stage) -> None:
 
 
 async def tiny_kv(stage: Stage) -> None:
-    """Answers become longer than a cache of 16k tokens can hold."""
-    stage.ask(6.0, TROUBLE_S, seed=3, prompts=fixed(1500), answers=fixed(600))
+    """Answers become longer than a cache of 8k tokens can hold."""
+    stage.ask(6.0, TROUBLE_S, seed=3, prompts=fixed(1000), answers=fixed(600))
 
 
 async def engine_queue(stage: Stage) -> None:
@@ -247,7 +247,7 @@ TROUBLES = {
         {"max_num_batched_tokens": 16_384},
     ),
     "tiny KV": Trouble(
-        tiny_kv, ("kv_pressure",), "preemption", {"kv_tokens": 16_384}, "round-robin"
+        tiny_kv, ("kv_pressure",), "preemption", {"kv_tokens": 8_192}, "round-robin"
     ),
     "engine queue": Trouble(
         engine_queue, ("engine_queue",), "engine_queue", {"max_num_seqs": 4}, "round-robin"

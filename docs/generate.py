@@ -46,9 +46,12 @@ from paceline.observe.dashboard import Dashboard
 from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.events import event_routes
 from paceline.observe.findings import diagnosis_routes
+from paceline.observe.late_metrics import LateMetrics
+from paceline.observe.losses import Losses, of_request
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
 from paceline.observe.views import cluster_routes
+from paceline.policy.causes import Cause
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
 from paceline.simulator.scenario import Scenario
@@ -531,6 +534,10 @@ def exposition() -> str:
     metrics.shed(request)
     metrics.moved(request, "it hangs")
     metrics.paused(request, "others need the room")
+    losses, split = Losses(), {Cause.LINK: 1.0}
+    late = of_request(0.0, "mean", 2.0, split, ("r", "m", "standard", "t", "w"))
+    losses.add(late, {"standard": split}, {"standard": 1})
+    metrics.also(LateMetrics(losses))
     return metrics.text().decode()
 
 

@@ -28,6 +28,7 @@ from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.factlog import FactLog
 from paceline.observe.findings import diagnosis_routes
 from paceline.observe.lag import watch_lag
+from paceline.observe.late_metrics import LateMetrics
 from paceline.observe.logs import request_line
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
@@ -72,6 +73,7 @@ class Observing:
         self._stalls = Stalls(kernel)
         self._facts = _fact_log(config, kernel)
         self._cluster = Cluster(kernel, host.gap_counts, attain, monotonic(), host.asked)
+        self.metrics.also(LateMetrics(self._stalls.losses))
         self._diagnosis = Diagnosis(kernel, self._stalls, (monotonic, time), refusals)
         self._dashboard = Dashboard(config.observe.dashboard)
         observers: list[Observer] = [self._stalls.saw]

@@ -9,7 +9,14 @@ import msgspec
 import pytest
 from troubled import CHAT, Watched, healthy
 
+from paceline.domain.commands import Dispatch, Prefill
+from paceline.domain.facts import FirstTokenSeen, Prefilled, RequestArrived, WorkerAdded
+from paceline.domain.promise import Promise
+from paceline.domain.request import Request
+from paceline.domain.worker import Worker
 from paceline.enginemodel import Profile
+from paceline.kernel import Kernel
+from paceline.observe.stalls import Stalls
 from paceline.policy.causes import Cause
 from paceline.simulator.scenario import Fault, Network, Requests, Workers
 
@@ -127,3 +134,17 @@ def test_a_step_hits_all_its_streams_and_is_told_once() -> None:
     steps = [late for late in played("documents").late if late.what == "step"]
     assert max(late.streams for late in steps) > 3
     assert len({(late.worker, late.at) for late in steps}) == len(steps)
+
+
+def test_a_prompt_from_another_worker_is_split_into_prefill_and_transfer() -> None:
+    kernel, request = Kernel(), Request("r", "m", "acme", "chat", Promise(ttft_s=0.5))
+    for name in ("p", "d"):
+        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
+    stalls = Stalls(kernel)
+    stalls.saw(0.0, RequestArrived(request), [Prefill("r", "p", "long prompt")])
+    stalls.saw(0.3, Prefilled("r", "p", 0.3), [Dispatch("r", "d", "it has room", prefilled_at="p")])
+    stalls.saw(2.0, FirstTokenSeen("r", 2.0), [])
+    stalls.look(5.0)
+    (late,) = stalls.losses.late["d"]
+    assert (late.cause, late.what) == (Cause.TRANSFER, "first_token")
+    assert late.late_s == pytest.approx(1.5)

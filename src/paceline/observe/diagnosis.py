@@ -18,6 +18,8 @@ from paceline.policy.causes import PREFILL, TOKENS, Cause
 from paceline.policy.diagnose import diagnose
 from paceline.policy.look import Finding, Look, WorkerLook
 
+LAG_S = 10.0
+"""Over so many seconds the event loop is judged."""
 HUNG_STEPS = 3.0
 """Times that a step with all prompts ahead in it may take, until its worker seems to hang."""
 LOOK_S = 5.0
@@ -67,7 +69,7 @@ class Diagnosis:
     def look(self, now: float) -> Look:
         """All that findings rest on."""
         stalls, kernel = self._stalls, self._kernel
-        lags = [(at, s) for at, s in stalls.lags if at > now - WINDOW_S]
+        lags = stalls.lags.since(now - LAG_S)
         tracks = stalls.tracks
         return Look(
             now=now,
@@ -79,8 +81,8 @@ class Diagnosis:
             ],
             losses=stalls.losses.recent(now),
             waiting=kernel.held(),
-            lag_share=sum(s for _, s in lags) / WINDOW_S,
-            worst_lag_s=max((s for _, s in lags), default=0.0),
+            lag_share=sum(lags) / LAG_S,
+            worst_lag_s=max(lags, default=0.0),
             refusals=self._newly_refused(now),
         )
 
@@ -188,6 +190,7 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         preemptions=state.preemptions - first.preemptions if first else 0,
         waiting=(report.waiting or 0) if report else 0,
         foreign=min(track.foreign),
+        perhaps_foreign=max(track.foreign),
         queries=queries - first.queries if first else 0.0,
         hits=hits - first.hits if first else 0.0,
         usual_hits=hits / queries if queries else 0.0,

@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
 EVERY_S = 0.02
 LEAST_LAG_S = 0.005
 """What timers are late by on a quiet machine is less."""
+MOST_LAGS = 256
+
+
+class Lags:
+    """When it was late, of late."""
+
+    def __init__(self) -> None:
+        self._lags: deque[tuple[float, float]] = deque(maxlen=MOST_LAGS)
+
+    def add(self, at: float, seconds: float) -> None:
+        """It came so late to what was due."""
+        self._lags.append((at, seconds))
+
+    def between(self, began_at: float, ended_at: float) -> float:
+        """By how much it was late within a time."""
+        late_s = 0.0
+        for at, seconds in reversed(self._lags):
+            if at < began_at:
+                break
+            if at - seconds < ended_at:
+                late_s += min(seconds, at - began_at)
+        return late_s
+
+    def since(self, when: float) -> list[float]:
+        """By how much each time, since then."""
+        return [seconds for at, seconds in self._lags if at > when]
 
 
 async def watch_lag(told: Callable[[float, float], None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -78,8 +78,8 @@ class Losses:
         """A request has ended, in whatever way."""
         self._second(now).requests += 1
 
-    def add(self, late: Late, seconds: dict[str, Split], promises: int = 0) -> None:
-        """Something was late: `seconds` lost by tier, over all streams hurt."""
+    def add(self, late: Late, seconds: dict[str, Split], broken: Mapping[str, int]) -> None:
+        """Something was late: `seconds` lost by tier, over all streams hurt, and promises."""
         kept = self.late.get(late.worker)
         if kept is None:
             kept = self.late[late.worker] = deque(maxlen=LATE_KEPT)
@@ -89,8 +89,8 @@ class Losses:
                 self._total(late, tier, cause).seconds += s
             total = self._total(late, tier, late.cause)
             total.gaps += late.tiers.get(tier, 0)
-            total.promises += promises
-        self._recent(late, seconds.values(), promises)
+            total.promises += broken.get(tier, 0)
+        self._recent(late, seconds.values(), sum(broken.values()))
 
     def _total(self, late: Late, tier: str, cause: Cause) -> Total:
         key = (late.model, tier, late.worker, cause)
@@ -112,7 +112,7 @@ class Losses:
             (late.model, late.worker, late.cause),
             Loss(late.model, late.worker, late.cause, since=late.at),
         )
-        loss.gaps += late.streams if not promises else 0
+        loss.gaps += late.streams
         loss.promises += promises
         for name, count in late.tiers.items():
             loss.tiers[name] = loss.tiers.get(name, 0) + count

@@ -127,6 +127,10 @@ class Metrics:
         registry.register(_Refusals(refusals, self._tenants))
         registry.register(_Tiers(attain))
 
+    def also(self, more: Collector) -> None:
+        """Tell of this too."""
+        self._registry.register(more)
+
     def shed(self, request: Request) -> None:
         """A request is turned away."""
         self._sheds.labels(request.model, request.tier).inc()

@@ -15,12 +15,13 @@ from typing import Any
 
 import structlog
 
-from paceline.domain.commands import Command, Dispatch, Fail, Move, Pause, Shed
+from paceline.domain.commands import Command, Dispatch, Fail, Move, Pause, Prefill, Shed
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
     Fact,
     FirstTokenSeen,
+    Prefilled,
     RequestArrived,
     StepsSeen,
     StreamBroke,
@@ -28,8 +29,9 @@ from paceline.domain.facts import (
     StreamStopped,
     WorkerReported,
 )
-from paceline.domain.request import Request
 from paceline.kernel import Kernel
+from paceline.observe.course import Course, allowed_s
+from paceline.observe.lag import Lags
 from paceline.observe.losses import Late, Losses, of_request
 from paceline.observe.timeline import PATIENCE_S, REPORT_S, LateStep, Mark, between
 from paceline.observe.workers import Track, look_at
@@ -50,57 +52,8 @@ LOOK_S = 1.0
 """How often the workers are looked at."""
 ALONE = 1.5
 """Times the longest gap of all streams that a single one's gap must be to be its own."""
-MOST_LAGS = 256
 
 log = structlog.get_logger("paceline")
-
-
-class Course:
-    """A request on its way."""
-
-    __slots__ = (
-        "arrived_at",
-        "begun",
-        "broken",
-        "extra",
-        "legs",
-        "off_at",
-        "off_because",
-        "preemptions",
-        "queued_s",
-        "ready_at",
-        "request",
-        "sent",
-        "uncached",
-        "worker",
-    )
-
-    def __init__(self, request: Request, now: float) -> None:
-        self.request = request
-        self.arrived_at = self.ready_at = now
-        """`ready_at`: since when it waits at the gateway, if it does."""
-        self.queued_s = 0.0
-        self.worker = ""
-        self.uncached = 0.0
-        self.sent: Mark | None = None
-        self.begun: Mark | None = None
-        """Its first token on this worker."""
-        self.preemptions = 0
-        """Of its worker, before that."""
-        self.legs: list[tuple[Mark, Mark]] = []
-        """Where it decoded before."""
-        self.extra: Split = {}
-        """What was lost between workers."""
-        self.off_at = inf
-        """When it left the worker that had begun its answer."""
-        self.off_because = Cause.LOST_WORKER
-        self.broken = False
-        """Its promise is lost already."""
-
-    @property
-    def of(self) -> tuple[str, str, str, str, str]:
-        request = self.request
-        return request.id, request.model, request.tier, request.tenant, self.worker
 
 
 class Stalls:
@@ -110,8 +63,7 @@ class Stalls:
         self.losses = Losses()
         self.tracks: dict[str, Track] = {}
         """By worker."""
-        self.lags: deque[tuple[float, float]] = deque(maxlen=MOST_LAGS)
-        """When the event loop was late, and by how much."""
+        self.lags = Lags()
         self.on_look: Callable[[float], None] = lambda now: None
         self._kernel = kernel
         self._courses: dict[str, Course] = {}
@@ -123,6 +75,7 @@ class Stalls:
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             RequestArrived: self._arrived,
             FirstTokenSeen: self._first_token,
+            Prefilled: self._prefilled,
             StepsSeen: self._steps,
             StreamEnded: self._ended,
             StreamStopped: self._stopped,
@@ -151,7 +104,7 @@ class Stalls:
 
     def lag(self, at: float, seconds: float) -> None:
         """The event loop came to what was due so many seconds late."""
-        self.lags.append((at, seconds))
+        self.lags.add(at, seconds)
 
     def look(self, now: float) -> None:
         """Some time has passed."""
@@ -188,7 +141,7 @@ class Stalls:
         track.learn(state)
         while settled:
             step = settled.popleft()
-            lag_s = self._lag_s(step.began_at, step.ended_at) if self.lags else 0.0
+            lag_s = self.lags.between(step.began_at, step.ended_at)
             timeline.stepped(step, lag_s, self._floor_s)
         if timeline.late or track.pending:
             self._explain(track, now)
@@ -197,16 +150,6 @@ class Stalls:
         state = self._kernel.workers.get(fact.worker_id)
         if state is not None:
             self._track(fact.worker_id).reported(state, fact.report)
-
-    def _lag_s(self, began_at: float, ended_at: float) -> float:
-        """What the event loop was late by while a step's tokens came."""
-        late_s = 0.0
-        for at, seconds in reversed(self.lags):
-            if at < began_at:
-                break
-            if at - seconds < ended_at:
-                late_s += min(seconds, at - began_at)
-        return late_s
 
     def _explain(self, track: Track, now: float) -> None:
         for late in track.timeline.explained(now):
@@ -221,6 +164,7 @@ class Stalls:
         split = of_gaps(late.sums)
         tiers: dict[str, int] = {}
         tenants: dict[str, int] = {}
+        broken: dict[str, int] = {}
         lost: dict[str, Split] = {}
         worst: Split = {}
         for name in track.state.ledger.entries if track.state is not None else ():
@@ -232,6 +176,9 @@ class Stalls:
                 continue
             tiers[request.tier] = tiers.get(request.tier, 0) + 1
             tenants[request.tenant] = tenants.get(request.tenant, 0) + 1
+            if late.seconds > request.promise.stall_s and not course.broken:
+                course.broken = True
+                broken[request.tier] = broken.get(request.tier, 0) + 1
             share = beyond(split, allowed_s(request, late.seconds, split))
             add(lost.setdefault(request.tier, {}), share)
             if sum(share.values()) > sum(worst.values()):
@@ -253,6 +200,7 @@ class Stalls:
                     tenants,
                 ),
                 lost,
+                broken,
             )
 
     # Requests.
@@ -269,6 +217,10 @@ class Stalls:
         match command:
             case Dispatch():
                 self._sent(course, command.worker_id, now)
+                if command.prefilled_at and course.fetched_from == inf:
+                    course.fetched_from = now  # both work on it at once
+            case Prefill():
+                self._handed(course, command.worker_id, now)
             case Shed():
                 self._without(course, Cause.GATEWAY_QUEUE, now)
             case Fail():
@@ -287,6 +239,26 @@ class Stalls:
         course.sent = self._track(worker_id).timeline.mark(now)
         entry = self._kernel.workers[worker_id].ledger.entries.get(course.request.id)
         course.uncached = entry.uncached if entry is not None else 0.0
+
+    def _handed(self, course: Course, worker_id: str, now: float) -> None:
+        """Another worker is to prefill its prompt. Of that worker's steps nothing is seen."""
+        course.queued_s += now - course.ready_at
+        course.worker, course.handed_at, course.ready_at = worker_id, now, now
+        ledger = self._kernel.workers[worker_id].ledger
+        entry = ledger.entries.get(course.request.id)
+        if entry is not None and ledger.ahead > 0.0:
+            course.share = min(entry.uncached / ledger.ahead, 1.0)
+
+    def _prefilled(self, fact: Prefilled, now: float) -> None:
+        course = self._courses.get(fact.request_id)
+        if course is None or course.handed_at == inf:
+            return
+        seconds = max(fact.at - course.handed_at, 0.0)
+        own_s = course.share * seconds
+        add(course.extra, {Cause.OWN_PREFILL: own_s, Cause.OTHERS_PREFILL: seconds - own_s})
+        course.fetched_from, course.handed_at = fact.at, inf
+        if course.sent is None:
+            course.ready_at = fact.at
 
     def _first_token(self, fact: FirstTokenSeen, now: float) -> None:
         course = self._courses.get(fact.request_id)
@@ -310,13 +282,17 @@ class Stalls:
             return
         course.broken = True
         queued_s, uncached, extra, of = course.queued_s, course.uncached, course.extra, course.of
-        course.extra = {}
+        course.extra, fetched_from = {}, course.fetched_from
         budget = track.timeline.speed.budget
 
         def explain() -> None:
             sums = between(sent, mark)
-            there_s, waits = mark.at - sent.at, _has_queue(track)
-            split = of_first_token(queued_s, there_s, sums, uncached, budget, waits)
+            if fetched_from < inf:  # the steps meanwhile were others' affair
+                moved_s = max(mark.at - max(sent.at, fetched_from), 0.0)
+                split = {Cause.GATEWAY_QUEUE: queued_s, Cause.TRANSFER: moved_s}
+            else:
+                there_s, waits = mark.at - sent.at, _has_queue(track)
+                split = of_first_token(queued_s, there_s, sums, uncached, budget, waits)
             self._lost(mark.at, "first_token", seconds, add(split, extra), allowed_s, of, 1)
 
         track.pending.append((mark, explain))
@@ -412,7 +388,7 @@ class Stalls:
         late = beyond(split, allowed_s) or split
         if late:
             event = of_request(at, what, seconds, late, of)
-            self.losses.add(event, {of[2]: event.split}, promises)
+            self.losses.add(event, {of[2]: event.split}, {of[2]: promises})
 
     def _without(self, course: Course, cause: Cause, now: float) -> None:
         """There is no answer, or no more of it."""
@@ -472,10 +448,3 @@ def _has_queue(track: Track) -> bool:
     """Do requests wait in the engine, as far as it says?"""
     report = track.state.report if track.state is not None else None
     return report is None or report.waiting is None or report.waiting > 0
-
-
-def allowed_s(request: Request, seconds: float, split: Split) -> float:
-    """What one gap may take; where nothing is promised, what the batch's steps do."""
-    promise = request.promise
-    allowed = min(promise.itl_s, promise.stall_s)
-    return allowed if allowed < inf else min(split.get(Cause.BATCH, 0.0), seconds)

@@ -12,7 +12,7 @@ from paceline.domain.worker import WorkerReport
 from paceline.kernel.worker import WorkerState
 from paceline.observe.losses import WINDOW_S
 from paceline.observe.timeline import MADE_UP, Mark, Timeline
-from paceline.policy.causes import BATCH, NOTHING, PREFILL, STEPS, TOKENS, Speed, Sums
+from paceline.policy.causes import BATCH, GATEWAY, NOTHING, PREFILL, STEPS, TOKENS, Speed, Sums
 from paceline.policy.standing import Curve
 
 LIKE_STREAMS, LIKE_KV = 32.0, 32_000.0
@@ -130,7 +130,8 @@ class Track:
             return False
         normal_s = (spent[BATCH] + spent[PREFILL]) / spent[STEPS]
         self.told = (seconds - before[1]) / (gaps - before[0]) / normal_s
-        self.seen = sum(spent[:TOKENS]) / spent[STEPS] / normal_s
+        came_s = sum(spent[:TOKENS]) - spent[GATEWAY]
+        self.seen = came_s / spent[STEPS] / normal_s
         return self.seen > 1.0 and self.told - 1.0 < MADE_UP * (self.seen - 1.0)
 
     def troubled(self, what: str, because: str, now: float) -> None:

@@ -9,6 +9,10 @@ import msgspec
 
 from paceline.policy.causes import Cause
 
+LOST_SHARE = 0.02
+LEAST_LOST = 5
+"""Promises that must be lost to a cause, of all requests of the window, for it to be a trouble."""
+
 Evidence = dict[str, float | str]
 
 
@@ -79,7 +83,9 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     """In the engine, as it says."""
     foreign: int = 0
-    """Requests that it has, and that no gateway known here has sent."""
+    """Requests that it has, and that no gateway known here has sent, by its last two reports..."""
+    perhaps_foreign: int = 0
+    """...and by one of them."""
     queries: float = 0.0
     hits: float = 0.0
     usual_hits: float = 0.0
@@ -167,3 +173,39 @@ def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -
         dict(tiers),
         dict(tenants),
     )
+
+
+def matters(look: Look, lost: Hurt) -> bool:
+    """Is it more than what no fleet can help?"""
+    return lost.promises_lost >= max(LEAST_LOST, LOST_SHARE * look.requests)
+
+
+def found(
+    look: Look,
+    worker: WorkerLook,
+    kind: str,
+    causes: Iterable[Cause],
+    says: str,
+    remedy: str,
+    **evidence: float | str,
+) -> Finding:
+    """A trouble of one worker."""
+    return Finding(
+        kind=kind,
+        model=worker.model,
+        worker=worker.id,
+        node=worker.node,
+        since=worker.since or look.now,
+        says=says,
+        remedy=remedy,
+        evidence=rounded(evidence),
+        hurt=hurt_by(look, causes, worker.model, worker.id),
+    )
+
+
+def rounded(evidence: Evidence) -> Evidence:
+    """Digits after the third are noise."""
+    return {
+        name: float(f"{value:.3g}") if isinstance(value, float) else value
+        for name, value in evidence.items()
+    }

@@ -1,0 +1,202 @@
+"""Which workers are unwell, whether or not that has cost a promise yet?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from paceline.policy.causes import Cause
+from paceline.policy.look import Finding, Look, WorkerLook, found, hurt_by, matters
+
+SLOW = 1.4
+"""Times as long as normal that a worker's steps take for it to be slow..."""
+SURELY = 1.2
+"""...if the kernel reckons with so much, and the engine, where it tells, has measured so much..."""
+LEAST_STEPS = 10.0
+"""...of so many steps..."""
+OUTDATED_S = 60.0
+"""...and not so long ago: who is slow gets little work that could show it."""
+STRANGERS = 4
+"""Requests from elsewhere, and no fewer than from here, by which a worker is slowed."""
+PREEMPTED = 3
+"""Preemptions from which on a KV cache counts as too full."""
+FAILED = 3
+"""Requests that a worker must fail to be in trouble while it says that it is well."""
+AWAY_S, AWAY_TIMES = 0.05, 3.0
+"""A link is slow that takes so much, and so many times, longer than others."""
+THRASHED = 0.5
+"""Share of the usual prefix hits that are left when a cache thrashes..."""
+THRASH_TOKENS = 2000.0
+"""...and prompt tokens that must have been looked up for it to be seen."""
+FULL = 0.9
+"""Share of a KV cache in use from which on it is full."""
+PROMPT_CAUSES = (Cause.OWN_PREFILL, Cause.OTHERS_PREFILL)
+
+
+def lost_workers(look: Look) -> Iterator[Finding]:
+    """Who does not answer?"""
+    for w in look.workers:
+        if not w.healthy or (w.failed >= FAILED and not w.hangs):
+            why = w.because or w.failure
+            yield found(
+                look,
+                w,
+                "lost_worker",
+                (Cause.LOST_WORKER,),
+                f"{w.id} {'fails requests' if w.healthy else 'does not answer'}: {why}.",
+                "Look at its log; restart it, or remove it from the fleet.",
+                requests_failed=w.failed,
+                last_reason=w.failure or w.because,
+            )
+
+
+def hung_workers(look: Look) -> Iterator[Finding]:
+    """Who answers, and does nothing?"""
+    for w in look.workers:
+        if w.healthy and (w.hangs or w.silent_s > w.hang_s):
+            says = (
+                f"{w.id} has given no token for {w.silent_s:.1f} s, though it has work."
+                if w.silent_s > w.hang_s
+                else f"{w.id} hung: {w.hangs} requests were taken off it."
+            )
+            yield found(
+                look,
+                w,
+                "hung_worker",
+                (Cause.HANG, Cause.LOST_WORKER),
+                says,
+                "Look at the engine's log and its GPU; restart it if it does not go on.",
+                silent_s=w.silent_s,
+                requests_taken_off=w.hangs,
+                requests_there=w.streams + w.arriving,
+            )
+
+
+def slow_workers(look: Look) -> Iterator[Finding]:
+    """Whose steps take longer than such work takes?"""
+    for w in look.workers:
+        known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
+        denied = 0.0 < w.told_times < SURELY  # by the engine, at least until its last report
+        if not known or denied or w.hangs:
+            continue
+        worse = w.times_itself >= SLOW and w.slowdown >= SURELY  # than it was
+        times = w.times_itself if worse else w.times
+        lost = hurt_by(look, (Cause.SLOW_WORKER,), w.model, w.id)
+        if worse or (times >= SLOW and matters(look, lost)):  # others are slower by nature
+            than = "they used to take there" if worse else "they take at its like"
+            if _are_strangers(w, w.foreign):
+                yield foreign_load(look, w, times)
+                continue
+            if _are_strangers(w, w.perhaps_foreign):
+                continue  # its next report will tell
+            yield found(
+                look,
+                w,
+                "slow_worker",
+                (Cause.SLOW_WORKER,),
+                f"Steps of {w.id} take {times:.1f} times as long as {than}.",
+                "Look at its GPU's clocks, temperature and neighbours; drain it if it stays so.",
+                times_as_slow=times,
+                step_ms=1e3 * (w.normal_s + w.slow_s) / w.steps,
+                normal_step_ms=1e3 * w.normal_s / w.steps,
+                slowdown_now=w.slowdown,
+                seen_s_ago=w.stepped_s,
+            )
+
+
+def _are_strangers(w: WorkerLook, requests: int) -> bool:
+    return requests >= max(STRANGERS, w.streams + w.arriving)
+
+
+def foreign_load(look: Look, w: WorkerLook, times: float) -> Finding:
+    """It is not slow: it works for others."""
+    return found(
+        look,
+        w,
+        "foreign_load",
+        (Cause.SLOW_WORKER, Cause.ENGINE_QUEUE),
+        f"{w.id} has {w.foreign} requests that did not come through this gateway; its steps take "
+        f"{times:.1f} times as long as they would.",
+        "Let all clients of the engine ask this gateway, or give them engines of their own.",
+        foreign_requests=w.foreign,
+        own_requests=w.streams + w.arriving,
+        times_as_slow=times,
+    )
+
+
+def kv_pressure(look: Look) -> Iterator[Finding]:
+    """Which engine throws streams out of its KV cache?"""
+    for w in look.workers:
+        if kv_is_short(look, w):
+            yield found(
+                look,
+                w,
+                "kv_pressure",
+                (Cause.PREEMPTION, Cause.PAUSE, Cause.ENGINE_QUEUE),
+                f"The KV cache of {w.id} is full ({w.kv_used:.0%}): its engine threw out "
+                f"{w.preemptions} streams in {look.window_s:.0f} s, and {w.waiting} wait in it.",
+                "Give the engine more KV cache (memory utilisation, FP8 cache), let it take fewer "
+                "sequences at once, or add workers.",
+                preemptions=w.preemptions,
+                kv_used=w.kv_used,
+                engine_waiting=w.waiting,
+            )
+
+
+def kv_is_short(look: Look, w: WorkerLook) -> bool:
+    """Has its KV cache no room for what it has?"""
+    if w.preemptions >= PREEMPTED:
+        return True
+    waited = hurt_by(look, (Cause.ENGINE_QUEUE, Cause.PREEMPTION), w.model, w.id)
+    return w.kv_used >= FULL and w.waiting > 0 and matters(look, waited)
+
+
+def cache_thrash(look: Look) -> Iterator[Finding]:
+    """Which engine no longer finds the prefixes that it used to find?"""
+    for w in look.workers:
+        share = w.hits / w.queries if w.queries else 0.0
+        lost = hurt_by(look, PROMPT_CAUSES, w.model, w.id)
+        if (
+            w.queries >= THRASH_TOKENS
+            and w.kv_used >= FULL
+            and share < THRASHED * w.usual_hits
+            and matters(look, lost)
+        ):
+            yield found(
+                look,
+                w,
+                "cache_thrash",
+                PROMPT_CAUSES,
+                f"{w.id} finds {share:.0%} of prompts in its cache, where it used to find "
+                f"{w.usual_hits:.0%}: it is full, and prefixes push each other out.",
+                "Give the engine more KV cache, or spread conversations over more workers.",
+                hits_share=share,
+                usual_hits_share=w.usual_hits,
+                kv_used=w.kv_used,
+            )
+
+
+def slow_links(look: Look) -> Iterator[Finding]:
+    """Between whom and the gateway are tokens held up?"""
+    for w in look.workers:
+        others = [o.overhead_s for o in look.workers if o.model == w.model and o.id != w.id]
+        usual_s = median(others) if others else 0.0
+        held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
+        far = others and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
+        lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
+        if far or held_up or matters(look, lost):
+            yield found(
+                look,
+                w,
+                "slow_link",
+                (Cause.LINK,),
+                f"Requests to {w.id} and its tokens are held up on their way: first tokens take "
+                f"{1e3 * w.overhead_s:.0f} ms beyond the engine's own work"
+                + (f", {1e3 * usual_s:.0f} ms elsewhere." if others else "."),
+                "Look at the network between gateway and worker (loss, proxies, zones), and at "
+                "the load of the engine's HTTP server.",
+                overhead_ms=1e3 * w.overhead_s,
+                overhead_elsewhere_ms=1e3 * usual_s,
+                gaps_times_as_long=w.seen_times,
+                by_the_engines_measure=w.told_times,
+            )
