@@ -220,8 +220,10 @@ def test_gaps_are_those_since_the_last_look_and_survive_a_worker() -> None:
     gaps["m", "premium", "w0"] = [0] * (len(GAP_BOUNDS) + 1)
     gaps["m", "premium", "w0"][10] += 2
     cluster.look(4.0)
+    gaps["m", "premium", "w0"] = [1] + [0] * len(GAP_BOUNDS)
+    cluster.look(5.0)
     told = asked(cluster.snapshot(10), by=["worker"])
-    assert groups(told)[("w0",)]["gap_s"]["count"] == 9
+    assert groups(told)[("w0",)]["gap_s"]["count"] == 10
     assert GAP_BOUNDS[9] <= told["total"]["gap_s"]["p50"] <= GAP_BOUNDS[10]
 
 

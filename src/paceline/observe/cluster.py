@@ -253,7 +253,8 @@ class Cluster:
                 [known.get(key, 0 * row) for key, row in zip(keys, counts, strict=True)]
             )
         self._gaps_before = _Gaps(keys, counts)
-        return np.array(cells, np.int64), more
+        anew = (more < 0).any(axis=-1, keepdims=True)  # its worker has left and joined again
+        return np.array(cells, np.int64), np.where(anew, counts, more)
 
     def _fold(self, new: _Gathered, now: float) -> Ints | None:
         """Put what is new into the slots; gives the cells in use, when old ones may have gone."""

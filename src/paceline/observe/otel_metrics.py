@@ -1,7 +1,7 @@
 """Which metrics does an OpenTelemetry collector get? Those of the GenAI conventions.
 
 They are counted here, and handed to the exporter as they stand: one record of the SDK's histograms
-costs some 20 µs, all of these together less than 2.
+took 39 µs on a busy machine, all of this less than a tenth of it.
 """
 
 from __future__ import annotations

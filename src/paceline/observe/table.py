@@ -45,6 +45,8 @@ Row = tuple[float, ...]
 
 
 class Table(NamedTuple):
+    """Once merged, codes and counts have 32 bits each: they are most of what is kept."""
+
     codes: Ints
     """Of a cell, a measure and a bin, in ascending order."""
     counts: Ints
@@ -102,7 +104,7 @@ def merged(tables: Sequence[Table]) -> Table:
     cells, sums = _summed(
         np.concatenate([t.cells for t in tables]), np.concatenate([t.sums for t in tables])
     )
-    return Table(codes, counts.astype(np.int64), cells, sums)
+    return Table(codes.astype(np.int32), counts.astype(np.int32), cells, sums)
 
 
 def renumbered(table: Table, numbers: Ints) -> Table:
