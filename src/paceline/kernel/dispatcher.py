@@ -424,9 +424,8 @@ class Dispatcher:
             del self._requests[live.request.id]
             return Fail(live.request.id, live.because or "no worker has room", live.timed_out)
         if down:
-            return self._shed(
-                live, room, f"no worker of {live.request.model} is available", now, True
-            )
+            because = f"no worker of {live.request.model} is available"
+            return self._shed(live, room, because, now, unavailable=True)
         return self._shed(live, room, "it has waited for too long", now)
 
     def _shed(
