@@ -1,4 +1,4 @@
-"""Lets tests import the helpers that lie beside them; no property is judged by how long it takes."""
+"""Lets tests import what lies beside them; no property is judged by how long it takes."""
 
 from __future__ import annotations
 
