@@ -339,7 +339,7 @@ class LiveHost:
         ears: Ears | None = None
         told: bool | None = None
         known = bool(engine.worker.kind and engine.worker.serves_as)
-        hands_over = False
+        lacks: str | None = None  # for hand-overs; None: not asked yet
         while True:
             found = None if known else await detect(session, engine.worker.url, engine.api_key)
             if found is not None:
@@ -351,12 +351,12 @@ class LiveHost:
             if not known:
                 reason = report.because or "it is still starting"
                 report = WorkerReport(False, f"nobody answers at {worker.url}: {reason}")
-            if engine.transfer is not None and report.healthy and not hands_over:
-                lacks = await engine.transfer.learn(session)
-                hands_over = not lacks
-                if lacks:
+            if not report.healthy:
+                lacks = None
+            elif engine.transfer is not None and worker.prefills and lacks != "":
+                before, lacks = lacks, await engine.transfer.learn(session)
+                if lacks and lacks != before:
                     log.warning("worker cannot hand over", worker=worker.id, because=lacks)
-            hands_over = hands_over and report.healthy
             self.tell(WorkerReported(worker.id, report))
             if report.healthy and not told and worker.kind in TELL_KV_EVENTS:
                 ears = ears or self._ears(worker.id, listeners)

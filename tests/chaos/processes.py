@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
@@ -133,7 +133,12 @@ class Fleet:
     """All processes, how to ask them, and what their troubles left behind."""
 
     def __init__(
-        self, folder: Path, engines: int, engine: dict[str, Any], config: dict[str, Any]
+        self,
+        folder: Path,
+        engines: int,
+        engine: dict[str, Any],
+        config: dict[str, Any],
+        parts: Sequence[dict[str, Any]] = (),
     ) -> None:
         listen, admin, *ports = free_ports(2 + engines)
         self.engines = [
@@ -150,7 +155,11 @@ class Fleet:
             )
             for place, port in enumerate(ports)
         ]
-        workers = [{"url": url(port), "kind": "vllm"} for port in ports]
+        more = parts or [{}] * engines
+        workers = [
+            {"url": url(port), "kind": "vllm", **part}
+            for port, part in zip(ports, more, strict=True)
+        ]
         settings = {
             "listen": f"127.0.0.1:{listen}",
             "admin": f"127.0.0.1:{admin}",
@@ -245,13 +254,18 @@ class Fleet:
 
 @contextmanager
 def running(
-    folder: Path, engines: int = 3, engine: dict[str, Any] | None = None, **config: Any
+    folder: Path,
+    engines: int = 3,
+    engine: dict[str, Any] | None = None,
+    parts: Sequence[dict[str, Any]] = (),
+    **config: Any,
 ) -> Iterator[Fleet]:
     """A fleet that is up, and of which no process survives the block.
 
-    `engine` and `config` change what `ENGINE` and `GATEWAY` say.
+    `engine` and `config` change what `ENGINE` and `GATEWAY` say. `parts`: more of each worker,
+    where they share requests.
     """
-    fleet = Fleet(folder, engines, engine or {}, config)
+    fleet = Fleet(folder, engines, engine or {}, config, parts)
     try:
         uvloop.run(fleet.up())
         yield fleet

@@ -100,7 +100,7 @@ def test_over_a_slow_link_a_prompt_stays() -> None:
 
 def test_behind_a_full_link_a_prompt_stays() -> None:
     pair = Pair(worker(), worker(streams=60, itl_s=0.016))
-    pair.way.carries("others", 2e6)
+    pair.way.carries("others", 2e6, 100.0)
     assert source_of(pair) is None
 
 

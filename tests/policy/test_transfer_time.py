@@ -60,32 +60,41 @@ def test_no_transfer_is_ever_expected_to_take_less_than_nothing(
 
 def test_what_is_on_a_link_comes_first() -> None:
     link = learned(100e-6)
-    alone_s = link.through_s(0.0, 1000)
+    alone_s = link.through_s(0.0, 1000, 0.0)
     link.awaits("a", 5000)
-    assert link.fetch_s(1000) == pytest.approx(alone_s)
-    link.carries("a", 5000)
-    assert link.fetch_s(1000) == pytest.approx(alone_s + 5000 * link.token_s)
-    assert link.through_s(0.1, 1000) == pytest.approx(alone_s + 5000 * link.token_s)
-    assert link.through_s(2.0, 1000) == pytest.approx(alone_s + 2.0)
+    assert link.fetch_s(1000, 0.0) == pytest.approx(alone_s)
+    link.carries("a", 5000, 1.0)
+    assert link.fetch_s(1000, 0.0) == pytest.approx(alone_s + 5000 * link.token_s)
+    assert link.through_s(0.1, 1000, 0.0) == pytest.approx(alone_s + 5000 * link.token_s)
+    assert link.through_s(2.0, 1000, 0.0) == pytest.approx(alone_s + 2.0)
     link.forget("a")
-    assert link.through_s(0.0, 1000) == alone_s
+    assert link.through_s(0.0, 1000, 0.0) == alone_s
 
 
 def test_a_link_is_open_as_long_as_it_would_have_nothing_to_carry() -> None:
     link = learned(100e-6)
-    link.carries("a", 5000)
-    assert link.is_open(0.6, 1000)
-    assert not link.is_open(0.1, 1000)
+    link.carries("a", 5000, 1.0)
+    assert link.is_open(0.6, 1000, 0.0)
+    assert not link.is_open(0.1, 1000, 0.0)
 
 
 def test_an_unknown_link_is_tried_with_one_prompt_at_a_time() -> None:
     link = TransferTime()
     for _ in range(LEAST_SEEN):
-        assert link.is_open(0.1, 1000)
+        assert link.is_open(0.1, 1000, 0.0)
         link.awaits("a", 1000)
-        assert not link.is_open(0.1, 1000)
+        assert not link.is_open(0.1, 1000, 0.0)
         link.forget("a")
         link.observe(1000, 0.05, STEP_S)
     link.awaits("a", 1000)
-    assert link.is_open(0.1, 1000)
-    assert TransferTime(learns=False).is_open(0.1, 1000)
+    assert link.is_open(0.1, 1000, 0.0)
+    assert TransferTime(learns=False).is_open(0.1, 1000, 0.0)
+
+
+def test_a_link_is_known_to_be_slow_before_what_is_late_has_come() -> None:
+    link = learned(10e-6)
+    link.carries("a", 1000, 1.0)
+    in_time_s = link.fetch_s(1000, 1.0)
+    assert link.fetch_s(1000, 3.0) == pytest.approx(in_time_s + 2.0)
+    assert link.is_open(0.1, 1000, 1.0)
+    assert not link.is_open(0.1, 1000, 3.0)

@@ -120,14 +120,15 @@ class Errand:
             self._body += b"".join(payloads(data[:end]))
             self._data = data[end:]
             return self._chunks.done
-        self._body += data
-        self._data = b""
-        return head.length is not None and len(self._body) >= head.length
+        end = len(data) if head.length is None else head.length - len(self._body)
+        self._body += data[:end]
+        self._data = data[end:]
+        return len(self._body) == head.length
 
     def _done(self, keep: bool) -> None:
         assert self._head is not None
         sender, self._sender = self._sender, None
-        if keep and self._head.keep_alive:
+        if keep and self._head.keep_alive and not self._data:
             self._link.keep(self._connection)
         else:
             self._connection.close()

@@ -28,7 +28,6 @@ from paceline.gateway.reply import BLAMELESS, RETRYABLE, refusal
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 MANY_PROMPTS = re.compile(rb'\[\s*["\[]')
-TAIL = 4096
 
 _members = msgspec.json.Decoder(dict[str, Raw]).decode
 
@@ -172,7 +171,7 @@ class HandOver:
                 lacks = "the answer ended at once" if ended else "it holds nothing for others"
                 self._fail(lacks, blame=not ended)
                 return
-        self._tell(now, usage(body[-TAIL:]))
+        self._tell(now, usage(body))
 
     def _tell(self, now: float, counts: Usage) -> None:
         told = counts.prompt_tokens, counts.cached_tokens, self._not_yet_at

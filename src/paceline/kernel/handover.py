@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from paceline.domain.commands import Prediction
 from paceline.kernel.ledger import Entry
 from paceline.kernel.worker import WorkerState
@@ -61,11 +63,13 @@ class HandOver:
         entry.cached, entry.uncached = entry.prompt - 1.0, 1.0
         self._link.forget(self._request_id)
         self._link = link
-        self.load = link.on_it + self.tokens
+        self.load, now = link.on_it + self.tokens, entry.sent_at
+        transfer_s = link.fetch_s(self.tokens, now)
         if predicted is not None and not self.paired:
             whole_s = predicted.ttft_s / predicted.ttft_factor
-            self.step_s = max(whole_s - link.fetch_s(self.tokens), 0.0)
-        link.carries(self._request_id, self.tokens)
+            self.step_s = max(whole_s - transfer_s, 0.0)
+        due_at = inf if self.paired else now + transfer_s + self.step_s
+        link.carries(self._request_id, self.tokens, due_at)
 
     def fetched(self, entry: Entry, at: float) -> None:
         """The first token is there: what is not of the other worker's step is the link's."""

@@ -41,6 +41,6 @@ class Legs:
         takers = []
         for i in places:
             link = pool.link(handover.worker.place, i)
-            if link is not None and handover.holds(now, link.fetch_s(handover.tokens)):
+            if link is not None and handover.holds(now, link.fetch_s(handover.tokens, now)):
                 takers.append(i)
         return takers

@@ -110,7 +110,7 @@ def fetching(
         link = fleet.link(source, i)
         assert link is not None
         worker = fleet.standing(i, ask.now)
-        supply = Supply(link.fetch_s(ask.prompt_tokens))
+        supply = Supply(link.fetch_s(ask.prompt_tokens, ask.now))
         ways.append(_Way(i, source, ask.prompt_tokens - 1.0, worker.supplied(supply, ttft)))
     return replace(_chosen(fleet, ask, ways, ways), source=None)
 
@@ -226,14 +226,14 @@ def _apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[in
         for source, offer in offers:
             link = fleet.link(source, i)
             if link is not None:
-                whole_s = link.through_s(offer.ttft_s, tokens)
+                whole_s = link.through_s(offer.ttft_s, tokens, ask.now)
                 if whole_s < min(soonest_s, SAFE * fleet.lease_s(source)):
                     best, soonest_s = (source, offer, link), whole_s
         if best is not None:
             source, offer, link = best
             supply = replace(offer, ttft_s=ttft.factor * soonest_s)
             worker = fleet.standing(i, ask.now).supplied(supply, ttft)
-            is_open = _is_open(fleet, ask, source) and link.is_open(offer.ttft_s, tokens)
+            is_open = _is_open(fleet, ask, source) and link.is_open(offer.ttft_s, tokens, ask.now)
             ways.append(_Way(i, source, tokens - 1.0, worker, is_open))
     return ways
 

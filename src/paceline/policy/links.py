@@ -9,6 +9,7 @@ bear outliers; and few lengths may be all that comes, so it leans on a prior.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 PRIOR_S = 0.010
 PRIOR_TOKEN_S = 320 * 1024 / 10e9
@@ -41,8 +42,8 @@ class TransferTime:
         self.token_s = PRIOR_TOKEN_S
         self._coming: dict[str, float] = {}
         """Tokens that are to go this way, by request: still being prefilled, or held."""
-        self._sent: dict[str, float] = {}
-        """And those on it."""
+        self._sent: dict[str, tuple[float, float]] = {}
+        """And those on it, with when they should be there."""
         self._seen: deque[tuple[float, float, float]] = deque(maxlen=KEPT)
         """(tokens, seconds, seconds beside them), the newest first."""
         self._count = 0
@@ -51,39 +52,45 @@ class TransferTime:
         """Seconds for so many tokens, of all that are on the link together."""
         return self.latency_s + tokens * self.token_s
 
-    def through_s(self, ready_s: float, tokens: float) -> float:
+    def through_s(self, ready_s: float, tokens: float, now: float) -> float:
         """Seconds from now until a prompt of so many tokens is through that is prefilled in
         `ready_s`: the link must have carried all before it by then."""
-        return max(ready_s, self._before_s) + self.expected_s(tokens)
+        return max(ready_s, self._before_s(now)) + self.expected_s(tokens)
 
-    def fetch_s(self, tokens: float) -> float:
+    def fetch_s(self, tokens: float, now: float) -> float:
         """The same of one that is prefilled, and goes before all that still are to come."""
-        return self.expected_s(tokens + self.on_it)
+        return self.expected_s(tokens + self.on_it) + self._late_s(now)
 
-    def is_open(self, ready_s: float, tokens: float) -> bool:
+    def is_open(self, ready_s: float, tokens: float, now: float) -> bool:
         """May another prompt be sent to be prefilled, so that the link has always one to carry? Of
         a link that little was seen of, one at a time: it may be slow."""
         if self._count < LEAST_SEEN and self.learns:
             return not self._coming and not self._sent
-        return self._before_s <= ready_s + self.token_s * tokens
+        return self._before_s(now) <= ready_s + self.token_s * tokens
 
     @property
     def on_it(self) -> float:
         """Tokens on their way."""
-        return sum(self._sent.values())
+        return sum(tokens for tokens, _ in self._sent.values())
 
-    @property
-    def _before_s(self) -> float:
-        return (sum(self._coming.values()) + self.on_it) * self.token_s
+    def _before_s(self, now: float) -> float:
+        """Until all is through that is to go this way already."""
+        return (sum(self._coming.values()) + self.on_it) * self.token_s + self._late_s(now)
+
+    def _late_s(self, now: float) -> float:
+        """What has not come although it is due tells of a slow link before it comes. How much
+        longer it takes is not known: as much again is likely (Lindy's law)."""
+        due_at = next(iter(self._sent.values()))[1] if self._sent else inf
+        return max(now - due_at, 0.0)
 
     def awaits(self, request_id: str, tokens: float) -> None:
         """A prompt will go this way."""
         self._coming[request_id] = tokens
 
-    def carries(self, request_id: str, tokens: float) -> None:
-        """It does now."""
+    def carries(self, request_id: str, tokens: float, due_at: float) -> None:
+        """It does now, and should be there then."""
         self._coming.pop(request_id, None)
-        self._sent[request_id] = tokens
+        self._sent[request_id] = tokens, due_at
 
     def forget(self, request_id: str) -> None:
         """It is through, or does not come."""
