@@ -221,7 +221,7 @@ def test_what_was_not_measured_is_null_and_shown_as_a_dash() -> None:
     """JSON has no infinity, and a window may have had no time in it."""
     figures = {"requests": 1, "requests_per_s": None, "attainment": None, "ttft_s": None}
     fake = FakeAdmin(2)
-    fake.summary = lambda _: {"total": figures, "groups": []}  # type: ignore[method-assign]
+    fake.summary = lambda _: {"total": figures, "groups": []}  # type: ignore[method-assign, assignment]
     text = document(fake)
     assert "not understood" not in text
     assert "<dt>requests/s</dt><dd" in text
