@@ -17,7 +17,7 @@ from paceline.policy.standing import Curve
 
 LIKE_STREAMS, LIKE_KV = 32.0, 32_000.0
 """The step by which workers are compared."""
-LIKE_SAMPLES = 200
+LIKE_STEPS = 400
 """Steps from which on a worker is known well enough for that."""
 LEAST_GAPS = 10
 """Gaps and steps that must lie between two reports for them to be compared."""
@@ -97,6 +97,11 @@ class Track:
         )
 
     @property
+    def known(self) -> bool:
+        """Was enough seen of it to judge it?"""
+        return self.timeline.sums[STEPS] >= LIKE_STEPS
+
+    @property
     def usual_s(self) -> float:
         """A typical step, at its usual speed."""
         curve = self.timeline.speed.curve
@@ -141,7 +146,7 @@ class Track:
     def sample(self, state: WorkerState, like_s: float, now: float) -> None:
         """Look at it; a typical step takes `like_s` at its like."""
         self._like_s = like_s
-        if state.timing.samples >= LIKE_SAMPLES:
+        if self.known:
             self._age()
         self._renew(self.timeline.speed.curve)
         report = state.report
@@ -177,13 +182,12 @@ def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: f
         if track is None:
             track = tracks[worker_id] = Track()
         track.learn(state)
-        if state.timing.samples >= LIKE_SAMPLES:
+        if track.known:
             kinds.setdefault(_kind(state), []).append(track.usual_s)
     usual = {kind: median_low(seconds) for kind, seconds in kinds.items()}
     for worker_id, state in workers.items():
         track = tracks[worker_id]
-        known = state.timing.samples >= LIKE_SAMPLES
-        track.sample(state, usual[_kind(state)] if known else 0.0, now)
+        track.sample(state, usual[_kind(state)] if track.known else 0.0, now)
 
 
 def _kind(state: WorkerState) -> tuple[str, str, float]:
