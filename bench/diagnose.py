@@ -255,7 +255,7 @@ TROUBLES = {
     "strangers": Trouble(strangers, ("foreign_load",)),
     "slow link": Trouble(slow_link, ("slow_link",), "link"),
     "busy gateway": Trouble(busy_gateway, ("gateway_saturated",), "gateway"),
-    "flood": Trouble(flood, ("fleet_full",), "gateway_queue"),
+    "flood": Trouble(flood, ("fleet_full", "prefill_in_decode"), "gateway_queue"),
     "over quota": Trouble(over_quota, ("quota",)),
 }
 """A starved prefill pool belongs here as soon as workers share requests."""

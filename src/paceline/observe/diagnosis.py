@@ -186,6 +186,7 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         seen_times=track.seen,
         budget=float(state.windows.budget),
         overhead_s=state.windows.overhead_s,
+        took_s=min(track.took_s),
         kv_used=(report.kv_used or 0.0) if report else 0.0,
         preemptions=state.preemptions - first.preemptions if first else 0,
         waiting=(report.waiting or 0) if report else 0,

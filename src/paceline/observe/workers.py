@@ -65,6 +65,8 @@ class Track:
         """What a typical step takes at its like, at its own best, and of late; 0: not known yet."""
         self.foreign = (0, 0)
         """Requests of others there, as of its last two reports."""
+        self.took_s = (0.0, 0.0)
+        """How long its last two reports took to come."""
         self.told = self.seen = 0.0
         """Between its last two reports, how many times as long as it should be was a gap between
         tokens, by the engine's own measure and as seen from here? 0: not known."""
@@ -118,6 +120,7 @@ class Track:
         """The engine told what it has, and how long its gaps were: compare with what is known."""
         there = len(state.ledger.entries) + state.elsewhere.requests
         told = (report.running or 0) + (report.waiting or 0)
+        self.took_s = (self.took_s[1], report.took_s)
         self.foreign = (self.foreign[1], max(told - there, 0))
         before, self._preempted = self._preempted, state.preemptions
         self.timeline.told(self._held_up(report), self._preempted > before)
