@@ -44,7 +44,7 @@ TIERS = {
     "plain": {"ttft_s": 2.0, "itl_s": 0.12, "weight": 2},
     "standard": {"ttft_s": 6.0, "itl_s": 0.2, "attain": 0.95},
 }
-RATE, CALM_S, TROUBLE_S, WITHIN_S = 2.5, 25.0, 25.0, 15.0
+RATE, CALM_S, TROUBLE_S, WITHIN_S = 2.5, 30.0, 25.0, 15.0
 CHAT = {"prompts": lognormal(400, 2500, most=4000), "answers": lognormal(80, 200, most=300)}
 
 
@@ -114,7 +114,7 @@ class Stage:
             "tiers": TIERS,
             "default_tier": "premium",
             "tenants": [
-                {"name": "bulk", "key": "bulk", "tier": "standard", "requests_per_minute": 60},
+                {"name": "bulk", "key": "bulk", "tier": "standard", "requests_per_minute": 12},
                 {"name": "acme", "key": "acme", "tier": "plain"},
             ],
             "anonymous": True,
@@ -217,7 +217,7 @@ async def busy_gateway(stage: Stage) -> None:
 
 
 async def flood(stage: Stage) -> None:
-    stage.ask(10.0, TROUBLE_S, seed=5, prompts=fixed(4000), answers=fixed(20))
+    stage.ask(22.0, TROUBLE_S, seed=5, prompts=fixed(1500), answers=fixed(20))
 
 
 async def over_quota(stage: Stage) -> None:
@@ -255,7 +255,7 @@ TROUBLES = {
     "strangers": Trouble(strangers, ("foreign_load",)),
     "slow link": Trouble(slow_link, ("slow_link",), "link"),
     "busy gateway": Trouble(busy_gateway, ("gateway_saturated",), "gateway"),
-    "flood": Trouble(flood, ("fleet_full",), "gateway_queue"),
+    "flood": Trouble(flood, ("fleet_full", "prefill_in_decode"), "gateway_queue"),
     "over quota": Trouble(over_quota, ("quota",)),
 }
 """A starved prefill pool belongs here as soon as workers share requests."""

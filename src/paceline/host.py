@@ -346,7 +346,9 @@ class LiveHost:
                 engine, known = engine.identified(found.kind, found.serves_as), True
                 self._show(engine)
             worker = engine.worker
+            asked_at = monotonic()
             report = await engine.adapter.report(session)
+            report = msgspec.structs.replace(report, took_s=monotonic() - asked_at)
             known = known or (report.healthy and bool(worker.kind))  # it lists no model: no matter
             if not known:
                 reason = report.because or "it is still starting"

@@ -67,6 +67,14 @@ def test_a_step_that_never_seems_to_end_is_a_hang() -> None:
     assert main_cause(step(4.0)) is Cause.HANG
 
 
+def test_a_prompt_that_fits_no_budget_that_is_believed_in_makes_no_hang() -> None:
+    past = step(1.3)
+    past.spoiled, past.unplaced = True, 9000
+    assert main_cause(past) is Cause.OTHERS_PREFILL
+    past.seconds = 8.0
+    assert main_cause(past) is Cause.HANG
+
+
 def test_what_the_gateway_did_not_look_at_is_its_own() -> None:
     assert main_cause(step(0.4), lag_s=0.35) is Cause.GATEWAY
 

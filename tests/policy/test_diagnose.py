@@ -55,6 +55,7 @@ def test_few_lost_promises_are_no_trouble(cause: Cause) -> None:
         ({"slow_s": 0.6, "slowdown": 2.5, "foreign": 30}, "foreign_load"),
         ({"seen_times": 2.0, "told_times": 1.0}, "slow_link"),
         ({"overhead_s": 0.4}, "slow_link"),
+        ({"took_s": 0.8}, "slow_link"),
         ({"preemptions": 7, "kv_used": 0.98}, "kv_pressure"),
     ],
 )

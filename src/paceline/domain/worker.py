@@ -83,6 +83,8 @@ class WorkerReport(msgspec.Struct, frozen=True):
     max_model_len: int | None = None
     prefill_budget: int | None = None
     """Tokens that a step may hold, where the engine tells."""
+    took_s: float = 0.0
+    """How long the engine took to tell, the way there and back included."""
     gaps_total: float | None = None
     """Gaps between tokens so far..."""
     gaps_s_total: float | None = None

@@ -6,7 +6,7 @@ from math import inf
 
 from paceline.domain.request import Request
 from paceline.observe.timeline import Mark
-from paceline.policy.causes import Cause, Split
+from paceline.policy.causes import Cause, Split, add
 
 
 class Course:
@@ -62,6 +62,22 @@ class Course:
     def of(self) -> tuple[str, str, str, str, str]:
         request = self.request
         return request.id, request.model, request.tier, request.tenant, self.worker
+
+    def handed(self, worker_id: str, share: float, now: float) -> None:
+        """Another worker is to prefill its prompt. Of that worker's steps nothing is seen."""
+        self.queued_s += now - self.ready_at
+        self.worker, self.share = worker_id, share
+        self.handed_at = self.ready_at = now
+
+    def prefilled(self, at: float) -> None:
+        """Its prompt can be fetched."""
+        if self.handed_at < inf:
+            seconds = max(at - self.handed_at, 0.0)
+            own_s = self.share * seconds
+            add(self.extra, {Cause.OWN_PREFILL: own_s, Cause.OTHERS_PREFILL: seconds - own_s})
+            self.fetched_from, self.handed_at = at, inf
+            if self.sent is None:
+                self.ready_at = at
 
 
 def allowed_s(request: Request, seconds: float, split: Split) -> float:

@@ -13,7 +13,7 @@ from paceline.kernel.watch import HANG_STEPS, LEAST_HANG_S, LEAST_SAMPLES
 from paceline.kernel.worker import WorkerState
 from paceline.observe.losses import WINDOW_S, Late
 from paceline.observe.stalls import Stalls
-from paceline.observe.workers import LIKE_SAMPLES, Track
+from paceline.observe.workers import Track
 from paceline.policy.causes import PREFILL, TOKENS, Cause
 from paceline.policy.diagnose import diagnose
 from paceline.policy.look import Finding, Look, WorkerLook
@@ -175,7 +175,7 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         streams=ledger.streams,
         arriving=len(ledger.entries) - ledger.streams,
         ahead=ledger.ahead,
-        steps=steps if state.timing.samples >= LIKE_SAMPLES else 0.0,
+        steps=steps if track.known else 0.0,
         stepped_s=now - track.timeline.reached,
         normal_s=normal_s,
         slow_s=max(slow_s, 0.0),
@@ -186,6 +186,7 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         seen_times=track.seen,
         budget=float(state.windows.budget),
         overhead_s=state.windows.overhead_s,
+        took_s=min(track.took_s),
         kv_used=(report.kv_used or 0.0) if report else 0.0,
         preemptions=state.preemptions - first.preemptions if first else 0,
         waiting=(report.waiting or 0) if report else 0,

@@ -241,24 +241,15 @@ class Stalls:
         course.uncached = entry.uncached if entry is not None else 0.0
 
     def _handed(self, course: Course, worker_id: str, now: float) -> None:
-        """Another worker is to prefill its prompt. Of that worker's steps nothing is seen."""
-        course.queued_s += now - course.ready_at
-        course.worker, course.handed_at, course.ready_at = worker_id, now, now
         ledger = self._kernel.workers[worker_id].ledger
         entry = ledger.entries.get(course.request.id)
-        if entry is not None and ledger.ahead > 0.0:
-            course.share = min(entry.uncached / ledger.ahead, 1.0)
+        share = entry.uncached / ledger.ahead if entry is not None and ledger.ahead > 0.0 else 1.0
+        course.handed(worker_id, min(share, 1.0), now)
 
     def _prefilled(self, fact: Prefilled, now: float) -> None:
         course = self._courses.get(fact.request_id)
-        if course is None or course.handed_at == inf:
-            return
-        seconds = max(fact.at - course.handed_at, 0.0)
-        own_s = course.share * seconds
-        add(course.extra, {Cause.OWN_PREFILL: own_s, Cause.OTHERS_PREFILL: seconds - own_s})
-        course.fetched_from, course.handed_at = fact.at, inf
-        if course.sent is None:
-            course.ready_at = fact.at
+        if course is not None:
+            course.prefilled(fact.at)
 
     def _first_token(self, fact: FirstTokenSeen, now: float) -> None:
         course = self._courses.get(fact.request_id)

@@ -17,7 +17,7 @@ from paceline.policy.standing import Curve
 
 LIKE_STREAMS, LIKE_KV = 32.0, 32_000.0
 """The step by which workers are compared."""
-LIKE_SAMPLES = 200
+LIKE_STEPS = 400
 """Steps from which on a worker is known well enough for that."""
 LEAST_GAPS = 10
 """Gaps and steps that must lie between two reports for them to be compared."""
@@ -65,6 +65,8 @@ class Track:
         """What a typical step takes at its like, at its own best, and of late; 0: not known yet."""
         self.foreign = (0, 0)
         """Requests of others there, as of its last two reports."""
+        self.took_s = (0.0, 0.0)
+        """How long its last two reports took to come."""
         self.told = self.seen = 0.0
         """Between its last two reports, how many times as long as it should be was a gap between
         tokens, by the engine's own measure and as seen from here? 0: not known."""
@@ -97,6 +99,11 @@ class Track:
         )
 
     @property
+    def known(self) -> bool:
+        """Was enough seen of it to judge it?"""
+        return self.timeline.sums[STEPS] >= LIKE_STEPS
+
+    @property
     def usual_s(self) -> float:
         """A typical step, at its usual speed."""
         curve = self.timeline.speed.curve
@@ -113,6 +120,7 @@ class Track:
         """The engine told what it has, and how long its gaps were: compare with what is known."""
         there = len(state.ledger.entries) + state.elsewhere.requests
         told = (report.running or 0) + (report.waiting or 0)
+        self.took_s = (self.took_s[1], report.took_s)
         self.foreign = (self.foreign[1], max(told - there, 0))
         before, self._preempted = self._preempted, state.preemptions
         self.timeline.told(self._held_up(report), self._preempted > before)
@@ -141,7 +149,7 @@ class Track:
     def sample(self, state: WorkerState, like_s: float, now: float) -> None:
         """Look at it; a typical step takes `like_s` at its like."""
         self._like_s = like_s
-        if state.timing.samples >= LIKE_SAMPLES:
+        if self.known:
             self._age()
         self._renew(self.timeline.speed.curve)
         report = state.report
@@ -177,13 +185,12 @@ def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: f
         if track is None:
             track = tracks[worker_id] = Track()
         track.learn(state)
-        if state.timing.samples >= LIKE_SAMPLES:
+        if track.known:
             kinds.setdefault(_kind(state), []).append(track.usual_s)
     usual = {kind: median_low(seconds) for kind, seconds in kinds.items()}
     for worker_id, state in workers.items():
         track = tracks[worker_id]
-        known = state.timing.samples >= LIKE_SAMPLES
-        track.sample(state, usual[_kind(state)] if known else 0.0, now)
+        track.sample(state, usual[_kind(state)] if track.known else 0.0, now)
 
 
 def _kind(state: WorkerState) -> tuple[str, str, float]:

@@ -36,6 +36,11 @@ DISTURBED = 1.2
 prompt's, whose cost may not be known well."""
 
 
+UNSURE = 1.5
+"""Times what is known of a prompt's cost that it may have cost where it is not known in which steps
+it was."""
+
+
 class Cause(StrEnum):
     """What can make a token late, in the order of its way."""
 
@@ -127,10 +132,16 @@ def step_sums(step: PastStep, speed: Speed, lag_s: float = 0.0) -> Sums:
     elif step.each > 1.5 and step.seconds / step.each < 2.0 * expected_s * speed.slowdown * like:
         link_s, rest_s = rest_s, 0.0  # the worker went on: several tokens of each came at once
     elif rest_s > max(HANG_S, HANG_STEPS * expected_s):
-        hang_s, rest_s = rest_s, 0.0
+        more_s = min(rest_s, UNSURE * prompt_s(curve, step.streams, step.unplaced) / like)
+        prefill_s, hang_s, rest_s = prefill_s + more_s, rest_s - more_s, 0.0
     elif (tokens or step.spoiled) and speed.slowdown * like < DISTURBED:
         prefill_s, rest_s = prefill_s + rest_s, 0.0
     return [batch_s, prefill_s, rest_s, link_s, gateway_s, hang_s, 0.0, tokens, steps, best_s]
+
+
+def prompt_s(curve: Curve, streams: float, tokens: int) -> float:
+    """What a prompt adds to a step of so many streams."""
+    return curve.at(streams + tokens) - curve.at(streams) + curve.q_s * tokens * (tokens / 2)
 
 
 def of_gaps(sums: Sums) -> Split:

@@ -78,6 +78,8 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     """...and as seen from here; 0: not known."""
     budget: float = 0.0
     overhead_s: float = 0.0
+    took_s: float = 0.0
+    """How long it takes to ask it how it is."""
     kv_used: float = 0.0
     preemptions: int = 0
     waiting: int = 0

@@ -72,6 +72,7 @@ class PastStep:
         "seconds",
         "spoiled",
         "streams",
+        "unplaced",
     )
 
     def __init__(
@@ -99,6 +100,9 @@ class PastStep:
         """Tokens of all chunks."""
         self.spoiled = False
         """Nobody knows what was prefilled in it."""
+        self.unplaced = 0
+        """Tokens of prompts that were prefilled in it or before it, for which the budget that is
+        believed in leaves no room."""
 
     @property
     def began_at(self) -> float:
@@ -268,6 +272,7 @@ class PrefillWindows:
         if missing > 0:
             for past, _ in taken:
                 past.spoiled = True
+                past.unplaced += prompt.uncached
             return
         done = 0
         for past, room in reversed(taken):
