@@ -145,8 +145,8 @@ def test_what_tiers_are_to_keep_can_be_set_beside_what_they_keep() -> None:
     assert samples(metrics, "tier_attain") == {("premium",): 0.99}
 
 
-def test_a_worker_is_told_with_its_node_role_and_kind() -> None:
+def test_a_worker_is_told_with_its_node_kind_role_and_transfer() -> None:
     kernel = Kernel()
     worker = Worker("w", "m", "http://w", kind="vllm", role="decode", node="a")
     kernel.handle(WorkerAdded(worker), 0.0)
-    assert samples(metrics_of(kernel), "worker_info") == {("vllm", "m", "a", "decode", "w"): 1}
+    assert samples(metrics_of(kernel), "worker_info") == {("vllm", "m", "a", "decode", "", "w"): 1}
