@@ -24,7 +24,7 @@ FAILED = 3
 """Requests that a worker must fail to be in trouble while it says that it is well."""
 AWAY_S, AWAY_TIMES = 0.05, 3.0
 """A link is slow that takes so much, and so many times, longer than others..."""
-ASKED_S = 0.2
+ASKED_S = 0.5
 """...or on which an engine takes so much longer to be asked how it is, twice in a row."""
 THRASHED = 0.5
 """Share of the usual prefix hits that are left when a cache thrashes..."""
@@ -181,12 +181,12 @@ def cache_thrash(look: Look) -> Iterator[Finding]:
 def slow_links(look: Look) -> Iterator[Finding]:
     """Between whom and the gateway are tokens held up?"""
     for w in look.workers:
-        others = [o for o in look.workers if o.model == w.model and o.id != w.id]
+        others = [o for o in look.workers if o.model == w.model and o.id != w.id and o.steps]
         usual_s = median([o.overhead_s for o in others]) if others else 0.0
         usual_took_s = median([o.took_s for o in others]) if others else 0.0
         held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
         far = others and (
-            w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
+            (w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s))
             or w.took_s > max(usual_took_s + ASKED_S, AWAY_TIMES * usual_took_s)
         )
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
