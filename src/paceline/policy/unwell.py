@@ -19,7 +19,7 @@ OUTDATED_S = 60.0
 STRANGERS = 4
 """Requests from elsewhere, and no fewer than from here, by which a worker is slowed."""
 PREEMPTED = 3
-"""Preemptions from which on a KV cache counts as too full."""
+"""Preemptions from which on a KV cache counts as too full; one is enough while requests wait."""
 FAILED = 3
 """Requests that a worker must fail to be in trouble while it says that it is well."""
 AWAY_S, AWAY_TIMES = 0.05, 3.0
@@ -147,10 +147,11 @@ def kv_pressure(look: Look) -> Iterator[Finding]:
 
 def kv_is_short(look: Look, w: WorkerLook) -> bool:
     """Has its KV cache no room for what it has?"""
-    if w.preemptions >= PREEMPTED:
+    full = w.kv_used >= FULL and w.waiting > 0
+    if w.preemptions >= PREEMPTED or (w.preemptions and full):
         return True
     waited = hurt_by(look, (Cause.ENGINE_QUEUE, Cause.PREEMPTION), w.model, w.id)
-    return w.kv_used >= FULL and w.waiting > 0 and matters(look, waited)
+    return full and matters(look, waited)
 
 
 def cache_thrash(look: Look) -> Iterator[Finding]:
