@@ -203,7 +203,7 @@ async def strangers(stage: Stage) -> None:
 
 
 async def slow_link(stage: Stage) -> None:
-    stage.link.delay_s = 0.5
+    stage.link.delay_s = 0.3
 
 
 async def busy_gateway(stage: Stage) -> None:

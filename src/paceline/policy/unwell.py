@@ -55,7 +55,7 @@ def lost_workers(look: Look) -> Iterator[Finding]:
 def hung_workers(look: Look) -> Iterator[Finding]:
     """Who answers, and does nothing?"""
     for w in look.workers:
-        if w.healthy and (w.hangs or w.silent_s > w.hang_s):
+        if w.healthy and (w.hangs or w.silent_s > w.hang_s) and not _is_far(look, w):
             says = (
                 f"{w.id} has given no token for {w.silent_s:.1f} s, though it has work."
                 if w.silent_s > w.hang_s
@@ -179,19 +179,28 @@ def cache_thrash(look: Look) -> Iterator[Finding]:
             )
 
 
+def _others(look: Look, w: WorkerLook) -> list[WorkerLook]:
+    """Known workers that serve the same."""
+    return [o for o in look.workers if o.model == w.model and o.id != w.id and o.steps]
+
+
+def _is_far(look: Look, w: WorkerLook) -> bool:
+    """Does it take far longer to be asked how it is than others? Then it does not hang."""
+    others = _others(look, w)
+    usual_s = median([o.took_s for o in others]) if others else 0.0
+    return bool(others) and w.took_s > max(usual_s + ASKED_S, AWAY_TIMES * usual_s)
+
+
 def slow_links(look: Look) -> Iterator[Finding]:
     """Between whom and the gateway are tokens held up?"""
     for w in look.workers:
-        others = [o for o in look.workers if o.model == w.model and o.id != w.id and o.steps]
+        others = _others(look, w)
         usual_s = median([o.overhead_s for o in others]) if others else 0.0
         usual_took_s = median([o.took_s for o in others]) if others else 0.0
         held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
-        far = others and (
-            (w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s))
-            or w.took_s > max(usual_took_s + ASKED_S, AWAY_TIMES * usual_took_s)
-        )
+        late = others and w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
-        if far or held_up or matters(look, lost):
+        if late or held_up or _is_far(look, w) or matters(look, lost):
             yield found(
                 look,
                 w,
