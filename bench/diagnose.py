@@ -183,8 +183,13 @@ async def long_prompts(stage: Stage) -> None:
 
 
 async def tiny_kv(stage: Stage) -> None:
-    """Answers become longer than a cache of 8k tokens can hold."""
-    stage.ask(6.0, TROUBLE_S, seed=3, prompts=fixed(1000), answers=fixed(600))
+    """Answers become longer than a cache of 8k tokens can hold; trouble once an engine preempts."""
+    stage.ask(6.0, 2 * TROUBLE_S, seed=3, prompts=fixed(1000), answers=fixed(600))
+    for _ in range(60):
+        states = [await stage.get(port, "/emulate/state") for port in stage.engines]
+        if any(state["preemptions"] for state in states):
+            break
+        await asyncio.sleep(0.5)
 
 
 async def engine_queue(stage: Stage) -> None:
@@ -198,7 +203,7 @@ async def strangers(stage: Stage) -> None:
 
 
 async def slow_link(stage: Stage) -> None:
-    stage.link.delay_s = 0.5
+    stage.link.delay_s = 0.3
 
 
 async def busy_gateway(stage: Stage) -> None:
@@ -275,8 +280,8 @@ async def play(name: str, trouble: Trouble, folder: Path) -> dict[str, Any]:
         await asyncio.sleep(CALM_S)
         calm = (await stage.diagnosis())["findings"]
         alarms += [f"{f['kind']}: {f['says']} {f['evidence']}" for f in calm]
-        begun = monotonic()
         await trouble.inject(stage)
+        begun = monotonic()
         while monotonic() < begun + TROUBLE_S:
             await asyncio.sleep(0.5)
             findings = (await stage.diagnosis())["findings"]
@@ -306,7 +311,7 @@ async def healthy(seconds: float, folder: Path) -> dict[str, Any]:
     with ExitStack() as running:
         await stage.start(running)
         stage.ask(RATE, seconds)
-        stage.ask(0.1, seconds, seed=7, prompts=lognormal(4000, 9000, most=9000))
+        stage.ask(0.2, seconds, seed=7, prompts=lognormal(2000, 3400, most=3500))
         begun = monotonic()
         while monotonic() < begun + seconds:
             await asyncio.sleep(1.0)

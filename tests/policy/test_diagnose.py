@@ -56,7 +56,9 @@ def test_few_lost_promises_are_no_trouble(cause: Cause) -> None:
         ({"seen_times": 2.0, "told_times": 1.0}, "slow_link"),
         ({"overhead_s": 0.4}, "slow_link"),
         ({"took_s": 0.8}, "slow_link"),
+        ({"took_s": 0.8, "hangs": 3, "silent_s": 2.0}, "slow_link"),
         ({"preemptions": 7, "kv_used": 0.98}, "kv_pressure"),
+        ({"preemptions": 1, "kv_used": 0.98, "waiting": 3}, "kv_pressure"),
     ],
 )
 def test_a_trouble_that_shows_in_a_worker_is_found_before_it_costs_a_promise(

@@ -131,10 +131,12 @@ class Track:
         if gaps is None or seconds is None:
             return False
         before, self._report = self._report, (gaps, seconds, sums.copy())
-        if before is None or gaps - before[0] < LEAST_GAPS or seconds < before[1]:
+        if before is None or seconds < before[1]:
             return False
         spent = [b - a for a, b in zip(before[2], sums, strict=True)]
-        if spent[STEPS] < LEAST_GAPS:
+        if min(gaps - before[0], spent[STEPS]) < LEAST_GAPS:
+            if spent[STEPS]:
+                self.told = self.seen = 0.0  # something came, and too little to compare
             return False
         normal_s = (spent[BATCH] + spent[PREFILL]) / spent[STEPS]
         self.told = (seconds - before[1]) / (gaps - before[0]) / normal_s

@@ -201,7 +201,7 @@ def beyond(split: Mapping[Cause, float], allowed_s: float) -> Split:
     needed_s = sum([split.get(cause, 0.0) for cause in NECESSARY])
     avoidable_s = total_s - needed_s
     others = min(late_s / avoidable_s, 1.0) if avoidable_s > 0.0 else 0.0
-    rest = max(late_s - avoidable_s, 0.0) / needed_s if needed_s > 0.0 else 0.0
+    rest = min(max(late_s - avoidable_s, 0.0) / needed_s, 1.0) if needed_s > 0.0 else 0.0
     return _positive(
         {cause: s * (rest if cause in NECESSARY else others) for cause, s in split.items()}
     )

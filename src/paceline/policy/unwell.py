@@ -19,12 +19,12 @@ OUTDATED_S = 60.0
 STRANGERS = 4
 """Requests from elsewhere, and no fewer than from here, by which a worker is slowed."""
 PREEMPTED = 3
-"""Preemptions from which on a KV cache counts as too full."""
+"""Preemptions from which on a KV cache counts as too full; one is enough while requests wait."""
 FAILED = 3
 """Requests that a worker must fail to be in trouble while it says that it is well."""
 AWAY_S, AWAY_TIMES = 0.05, 3.0
 """A link is slow that takes so much, and so many times, longer than others..."""
-ASKED_S = 0.2
+ASKED_S = 0.5
 """...or on which an engine takes so much longer to be asked how it is, twice in a row."""
 THRASHED = 0.5
 """Share of the usual prefix hits that are left when a cache thrashes..."""
@@ -55,7 +55,7 @@ def lost_workers(look: Look) -> Iterator[Finding]:
 def hung_workers(look: Look) -> Iterator[Finding]:
     """Who answers, and does nothing?"""
     for w in look.workers:
-        if w.healthy and (w.hangs or w.silent_s > w.hang_s):
+        if w.healthy and (w.hangs or w.silent_s > w.hang_s) and not _is_far(look, w):
             says = (
                 f"{w.id} has given no token for {w.silent_s:.1f} s, though it has work."
                 if w.silent_s > w.hang_s
@@ -147,10 +147,11 @@ def kv_pressure(look: Look) -> Iterator[Finding]:
 
 def kv_is_short(look: Look, w: WorkerLook) -> bool:
     """Has its KV cache no room for what it has?"""
-    if w.preemptions >= PREEMPTED:
+    full = w.kv_used >= FULL and w.waiting > 0
+    if w.preemptions >= PREEMPTED or (w.preemptions and full):
         return True
     waited = hurt_by(look, (Cause.ENGINE_QUEUE, Cause.PREEMPTION), w.model, w.id)
-    return w.kv_used >= FULL and w.waiting > 0 and matters(look, waited)
+    return full and matters(look, waited)
 
 
 def cache_thrash(look: Look) -> Iterator[Finding]:
@@ -178,19 +179,28 @@ def cache_thrash(look: Look) -> Iterator[Finding]:
             )
 
 
+def _others(look: Look, w: WorkerLook) -> list[WorkerLook]:
+    """Known workers that serve the same."""
+    return [o for o in look.workers if o.model == w.model and o.id != w.id and o.steps]
+
+
+def _is_far(look: Look, w: WorkerLook) -> bool:
+    """Does it take far longer to be asked how it is than others? Then it does not hang."""
+    others = _others(look, w)
+    usual_s = median([o.took_s for o in others]) if others else 0.0
+    return bool(others) and w.took_s > max(usual_s + ASKED_S, AWAY_TIMES * usual_s)
+
+
 def slow_links(look: Look) -> Iterator[Finding]:
     """Between whom and the gateway are tokens held up?"""
     for w in look.workers:
-        others = [o for o in look.workers if o.model == w.model and o.id != w.id]
+        others = _others(look, w)
         usual_s = median([o.overhead_s for o in others]) if others else 0.0
         usual_took_s = median([o.took_s for o in others]) if others else 0.0
         held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
-        far = others and (
-            w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
-            or w.took_s > max(usual_took_s + ASKED_S, AWAY_TIMES * usual_took_s)
-        )
+        late = others and w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
-        if far or held_up or matters(look, lost):
+        if late or held_up or _is_far(look, w) or matters(look, lost):
             yield found(
                 look,
                 w,
