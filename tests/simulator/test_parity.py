@@ -22,11 +22,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
 from both_hosts import Run, differing, figures, live, requests, simulated, written_down
 
+from paceline.kernel import Settings
 from paceline.simulator.load import load_scenario
 from paceline.simulator.scenario import Scenario
 
@@ -77,7 +79,8 @@ def test_both_hosts_set_their_kernels_alike_and_compute_the_same_tokens(
     from_sockets: Run, from_simulator: list[Run]
 ) -> None:
     ours, other = from_sockets, from_simulator[0]
-    assert ours.log[0].strip() == other.log[0].strip()
+    ours_set, other_set = (msgspec.json.decode(run.log[0], type=Settings) for run in (ours, other))
+    assert ours_set == other_set
     assert tokens(ours) == tokens(other)
     assert not [o.error for o in ours.clients if not o.ok]
 

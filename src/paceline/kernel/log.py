@@ -25,7 +25,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     commands: Sequence[Command]
 
 
-class Opening(Settings, frozen=True, omit_defaults=True):
+class Opening(Settings, frozen=True):
     """The first line: the kernel's settings, and how the log began."""
 
     continued: bool = False
