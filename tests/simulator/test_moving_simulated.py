@@ -378,9 +378,9 @@ def test_each_token_comes_once_however_often_a_stream_moves(
 def watch_legs(stage: Stage, asked: dict[str, list[tuple[int, int]]]) -> None:
     """What each worker is asked to compute: tokens of prompt and answer."""
 
-    def send(replica: Replica, flight: Flight) -> None:
+    def send(replica: Replica, flight: Flight, received: bool = False) -> None:
         asked[flight.id].append((flight.prompt_tokens, flight.output_tokens))
-        Replica.send(replica, flight)
+        Replica.send(replica, flight, received)
 
     for replica in stage.simulation.replicas.values():
         replica.send = partial(send, replica)  # type: ignore[method-assign]

@@ -75,9 +75,9 @@ def came_in(
     stage = Stage(scenario, "round-robin", requests=requests)
     send = Replica.send
 
-    def seen(replica: Replica, flight: Flight) -> None:
+    def seen(replica: Replica, flight: Flight, received: bool = False) -> None:
         times.append(stage.simulation.clock.now)
-        send(replica, flight)
+        send(replica, flight, received)
 
     monkeypatch.setattr(Replica, "send", seen)
     stage.run()
