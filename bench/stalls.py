@@ -21,7 +21,6 @@ from rich.table import Table
 from paceline.domain.commands import Command
 from paceline.domain.facts import Fact, RequestArrived, StepsSeen
 from paceline.kernel import Kernel, Settings
-from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.stalls import Stalls
 from paceline.simulator.scenario import Network, Requests, Scenario, SimTier, Workers
 from paceline.simulator.simulation import Simulation
@@ -55,7 +54,6 @@ def replay(log: Log, observed: bool) -> float:
     kernel = Kernel(Settings())
     handle = kernel.handle
     stalls = Stalls(kernel)
-    Diagnosis(kernel, stalls, (lambda: 0.0, lambda: 0.0))
     gc.collect()
     begun = process_time()
     if observed:

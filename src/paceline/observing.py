@@ -133,6 +133,7 @@ class Observing:
         while True:
             await asyncio.sleep(uniform(*LOOK_S))  # noqa: S311 (no secret)
             try:
+                await self._diagnosis.refreshed()  # so that it is known since when a trouble lasts
                 await self._cluster.look_aside(monotonic())
             except Exception:  # what is counted is not worth a stream
                 log.exception("a bug kept the last seconds from being counted")

@@ -130,7 +130,7 @@ def test_late_events_can_be_asked_for_by_worker() -> None:
 
 
 def test_times_are_those_of_the_wall() -> None:
-    assert quiet().to_json() == {
+    assert asyncio.run(quiet().to_json()) == {
         "at": 1050.0,
         "window_s": 30.0,
         "requests": 0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -22,8 +23,8 @@ LAG_S = 10.0
 """Over so many seconds the event loop is judged."""
 HUNG_STEPS = 3.0
 """Times that a step with all prompts ahead in it may take, until its worker seems to hang."""
-LOOK_S = 5.0
-"""How often the fleet is looked at unasked, so that it is known since when a trouble lasts."""
+FRESH_S = 1.0
+"""Findings that are no older need not be looked for again."""
 GONE_S = 15.0
 """A trouble that was not found for so long is over."""
 
@@ -47,18 +48,23 @@ class Diagnosis:
         self._refused: list[tuple[float, Mapping[str, int]]] = []
         self._known: dict[tuple[str, str, str, str], tuple[float, float]] = {}
         """Troubles by what they are about: since when, and when last found."""
-        stalls.on_look = self._looked
-        self._look_at = -inf
+        self._found: list[Finding] = []
+        self._found_at = -inf
 
-    def _looked(self, now: float) -> None:
-        if now >= self._look_at:
-            self.findings(now)
+    async def refreshed(self) -> list[Finding]:
+        """What is wrong, worst first. Tokens have their turn between one worker and the next."""
+        now, workers = self._now(), []
+        if now - self._found_at > FRESH_S:
+            for worker_id in sorted(self._kernel.workers):
+                workers.append(self._worker(worker_id, now))
+                await asyncio.sleep(0)
+            self._found, self._found_at = self.findings(now, workers), now
+        return self._found
 
-    def findings(self, now: float) -> list[Finding]:
-        """What is wrong now, worst first."""
-        self._look_at = now + LOOK_S
+    def findings(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> list[Finding]:
+        """What is wrong now, worst first. `workers`: as just looked at, if they were."""
         found, known = [], self._known
-        for finding in diagnose(self.look(now)):
+        for finding in diagnose(self.look(now, workers)):
             since, last = known.get(finding.about, (finding.since, now))
             since = min(since, finding.since) if now - last < GONE_S else finding.since
             known[finding.about] = since, now
@@ -66,19 +72,21 @@ class Diagnosis:
         self._known = {about: seen for about, seen in known.items() if now - seen[1] < GONE_S}
         return found
 
-    def look(self, now: float) -> Look:
+    def _worker(self, worker_id: str, now: float) -> WorkerLook | None:
+        """How a worker has been doing; None: it has left."""
+        state, track = self._kernel.workers.get(worker_id), self._stalls.tracks.get(worker_id)
+        return worker_look(state, track or Track(), now) if state is not None else None
+
+    def look(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> Look:
         """All that findings rest on."""
         stalls, kernel = self._stalls, self._kernel
         lags = stalls.lags.since(now - LAG_S)
-        tracks = stalls.tracks
+        looks = workers or [self._worker(worker_id, now) for worker_id in sorted(kernel.workers)]
         return Look(
             now=now,
             window_s=WINDOW_S,
             requests=stalls.losses.requests(now),
-            workers=[
-                worker_look(state, tracks.get(worker_id) or Track(), now)
-                for worker_id, state in sorted(kernel.workers.items())
-            ],
+            workers=[look for look in looks if look is not None],
             losses=stalls.losses.recent(now),
             waiting=kernel.held(),
             lag_share=sum(lags) / LAG_S,
@@ -98,11 +106,11 @@ class Diagnosis:
 
     # As JSON.
 
-    def to_json(self) -> dict[str, Any]:
+    async def to_json(self) -> dict[str, Any]:
         """What `/paceline/v1/diagnosis` says. Times are Unix seconds."""
         now, offset = self._now(), self._wall() - self._now()
         findings = []
-        for finding in self.findings(now):
+        for finding in await self.refreshed():
             shown = msgspec.to_builtins(finding)
             findings.append({**shown, "since": finding.since + offset})
         losses = self._stalls.losses

@@ -19,7 +19,7 @@ def diagnosis_routes(diagnosis: Diagnosis) -> list[Route]:
 
     async def findings(request: Request) -> Response:
         """What is wrong, worst first: evidence, since when, who is hurt, a remedy."""
-        return _json(diagnosis.to_json())
+        return _json(await diagnosis.to_json())
 
     async def stalls(request: Request) -> Response:
         """What came late on each worker, each with its causes; `worker=ID`, `limit=N`."""

@@ -64,7 +64,6 @@ class Stalls:
         self.tracks: dict[str, Track] = {}
         """By worker."""
         self.lags = Lags()
-        self.on_look: Callable[[float], None] = lambda now: None
         self._kernel = kernel
         self._courses: dict[str, Course] = {}
         self._floor_s = inf
@@ -119,7 +118,6 @@ class Stalls:
             del self.tracks[worker_id]
         self.losses.forget(gone)
         look_at(workers, self.tracks, now)
-        self.on_look(now)
         if len(self._courses) > 2 * len(self._kernel.requests) + 100:
             known = self._kernel.requests
             self._courses = {name: c for name, c in self._courses.items() if name in known}
