@@ -1,11 +1,12 @@
 """Does `paceline diagnose` name each trouble first, how soon, and nothing when all is well?
 
-    python bench/diagnose.py [--trouble slow_worker …] [--healthy SECONDS]
+    python bench/diagnose.py [--trouble "slow worker" …] [--healthy SECONDS] [--screens FOLDER]
 
 A live gateway before four emulated Llama-70B, chat at about a third of what they can do. After a
 calm start each trouble is injected into a fleet of its own, and the diagnosis is asked for twice a
 second. The engines' own logs of their steps say what each late gap was in truth. Exit status 1 if
-a trouble was not named first within 15 s, or anything was found while all was well.
+a trouble was not named first within 15 s, or anything was found while all was well. With
+`--screens` each trouble is looked at on the dashboard, too (see `bench/screens.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
@@ -35,6 +36,7 @@ from paceline.demo.stage import free_ports, process, ready, url
 from paceline.workload.drive import DriveSettings, drive
 from paceline.workload.generate import fixed, independent, lognormal
 from paceline.workload.traces import Arrival
+from screens import glance
 
 MODEL, PROFILE, WORKERS = "llama-70b", "h100-llama-70b-tp4", 4
 SPEED = 0.33
@@ -90,11 +92,18 @@ class Slow:
 class Stage:
     """A gateway before a fleet, and whoever asks them."""
 
-    def __init__(self, folder: Path, engine: dict[str, Any], policy: str = "headroom") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: dict[str, Any],
+        policy: str = "headroom",
+        roles: Sequence[str] = ("both",) * WORKERS,
+    ) -> None:
         self.listen, self.admin, self.front, *self.engines = free_ports(3 + WORKERS)
         self.link = Slow(self.engines[0])
         self.gateway = 0
         self._policy = policy
+        self._roles = roles
         self._folder = folder
         common = {"profile": PROFILE, "model": MODEL, "speed": SPEED, "step_log": 20_000}
         self._engine = {**common, **engine}
@@ -107,10 +116,14 @@ class Stage:
             {**self._engine, "port": port, "seed": place} for place, port in enumerate(self.engines)
         ]
         urls = [url(self.front), *(url(port) for port in self.engines[1:])]
+        workers = [
+            {"url": each, "kind": "vllm", "role": role}
+            for each, role in zip(urls, self._roles, strict=True)
+        ]
         gateway = {
             "listen": f"127.0.0.1:{self.listen}",
             "admin": f"127.0.0.1:{self.admin}",
-            "models": [{"name": MODEL, "workers": [{"url": each} for each in urls]}],
+            "models": [{"name": MODEL, "workers": workers}],
             "tiers": TIERS,
             "default_tier": "premium",
             "tenants": [
@@ -119,6 +132,7 @@ class Stage:
             ],
             "anonymous": True,
             "routing": {"policy": self._policy},
+            "observe": {"dashboard": True},
             "logging": {"level": "warning"},
         }
         for command, content, health in (
@@ -225,6 +239,11 @@ async def flood(stage: Stage) -> None:
     stage.ask(22.0, TROUBLE_S, seed=5, prompts=fixed(1500), answers=fixed(20))
 
 
+async def starved_prefill(stage: Stage) -> None:
+    """One worker prefills for three, and gets more prompts than it can."""
+    stage.ask(2.0, TROUBLE_S, seed=10, prompts=fixed(6000), answers=fixed(20))
+
+
 async def over_quota(stage: Stage) -> None:
     stage.ask(4.0, TROUBLE_S, key="bulk", seed=6)
 
@@ -239,6 +258,7 @@ class Trouble(msgspec.Struct, frozen=True):
     engine: dict[str, Any] = {}
     policy: str = "headroom"
     """What `headroom` foresees does not happen: for that it takes another."""
+    roles: tuple[str, ...] = ("both",) * WORKERS
 
 
 TROUBLES = {
@@ -261,14 +281,20 @@ TROUBLES = {
     "slow link": Trouble(slow_link, ("slow_link",), "link"),
     "busy gateway": Trouble(busy_gateway, ("gateway_saturated",), "gateway"),
     "flood": Trouble(flood, ("fleet_full", "prefill_in_decode"), "gateway_queue"),
+    "starved prefill": Trouble(
+        starved_prefill,
+        ("phase_imbalance",),
+        engine={"hands_over": True},
+        policy="least-requests",
+        roles=("decode", "prefill", "decode", "decode"),
+    ),
     "over quota": Trouble(over_quota, ("quota",)),
 }
-"""A starved prefill pool belongs here as soon as workers share requests."""
 
 
-async def play(name: str, trouble: Trouble, folder: Path) -> dict[str, Any]:
+async def play(name: str, trouble: Trouble, folder: Path, screens: Path | None) -> dict[str, Any]:
     """One fleet, one trouble."""
-    stage = Stage(folder, trouble.engine, trouble.policy)
+    stage = Stage(folder, trouble.engine, trouble.policy, trouble.roles)
     alarms: list[str] = []
     named_s: float | None = None
     first: str | None = None
@@ -291,6 +317,8 @@ async def play(name: str, trouble: Trouble, folder: Path) -> dict[str, Any]:
                 named_s = named_s or monotonic() - begun
                 finding = findings[0]
         seen = [f["kind"] for f in findings]
+        if screens is not None:
+            await glance(url(stage.admin), screens / f"trouble-{name.replace(' ', '-')}.png")
         truth = await against_truth(stage)
         await stage.stop()
     return {
@@ -370,11 +398,11 @@ def true_cause(steps: list[dict[str, Any]], at: float, seconds: float, on_the_wa
     return max(parts, key=lambda cause: parts[cause])
 
 
-async def main(names: list[str], healthy_s: float) -> bool:
+async def main(names: list[str], healthy_s: float, screens: Path | None) -> bool:
     results = []
     with TemporaryDirectory(prefix="paceline-bench-") as folder:
         for name in names:
-            results.append(await play(name, TROUBLES[name], Path(folder)))
+            results.append(await play(name, TROUBLES[name], Path(folder), screens))
             print(
                 json.dumps({k: v for k, v in results[-1].items() if k != "finding"}),
                 file=sys.stderr,
@@ -407,5 +435,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trouble", nargs="*", default=list(TROUBLES))
     parser.add_argument("--healthy", type=float, default=0.0)
+    parser.add_argument("--screens", type=Path, metavar="FOLDER")
     chosen = parser.parse_args()
-    sys.exit(0 if uvloop.run(main(chosen.trouble, chosen.healthy)) else 1)
+    sys.exit(0 if uvloop.run(main(chosen.trouble, chosen.healthy, chosen.screens)) else 1)

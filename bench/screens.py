@@ -82,6 +82,20 @@ async def stage(seconds: float, slow: bool, folder: Path) -> AsyncIterator[str]:
         yield url(admin)
 
 
+async def glance(admin: str, path: Path) -> None:
+    """What somebody sees who opens the dashboard."""
+    from playwright.async_api import async_playwright
+
+    browser_path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    async with async_playwright() as play:
+        browser = await play.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = await browser.new_page(viewport=SIZE, color_scheme="light")
+        await page.goto(admin)
+        await page.wait_for_timeout(1500)
+        await page.screenshot(path=path)
+        await browser.close()
+
+
 async def shoot(admin: str, out: Path, name: str) -> list[Path]:
     """The whole page in both themes, and the worst worker closely."""
     from playwright.async_api import async_playwright
