@@ -134,6 +134,8 @@ def _wait_until_ready(
     while not _is_healthy(url):
         if process.poll() is not None:
             raise EngineDidNotStart(f"ended with {process.returncode}\n{_tail(log)}")
+        if b"Address already in use" in log.read_bytes():  # vLLM goes on without its engine
+            raise EngineDidNotStart(f"a port is taken\n{_tail(log)}")
         if time.monotonic() > ends:
             raise EngineDidNotStart(f"not ready after {ready_s:.0f} s\n{_tail(log)}")
         time.sleep(0.1)
