@@ -77,7 +77,8 @@ def bare(relay: str, port: int, engines: range) -> list[str]:
 def paceline(scratch: Path, port: int, engines: range) -> list[str]:
     """As an operator would run it, with promises to keep and without a line of log a request."""
     config = scratch / "paceline.yaml"
-    workers = [{"url": f"http://127.0.0.1:{engine}", "kind": "vllm"} for engine in engines]
+    kind = {"kind": "vllm", "prefill_budget": 1_000_000}  # prompts cost these engines nothing
+    workers = [{"url": f"http://127.0.0.1:{engine}", **kind} for engine in engines]
     settings = {
         "listen": f"127.0.0.1:{port}",
         "admin": f"127.0.0.1:{port + 1}",
