@@ -215,7 +215,7 @@ class Standing:
         What was seen of late, relaxed while the worker is idle, and stretched by a gap that has
         been open for longer than a step should take (the step is at least that long already).
         """
-        silent_s = now - self.last_step_at
+        silent_s = max(now - self.last_step_at, 0.0)  # what is to come is not late yet
         if not self.everyone:
             return float(self.gain ** (0.5 ** (silent_s / RELAX_S)))
         late = silent_s / (self.gain * self.usual_s + self.overhead_s + 1e-4)
