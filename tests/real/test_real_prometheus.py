@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -27,7 +26,7 @@ PROMTOOL, PROMETHEUS = prometheus_tool("promtool"), prometheus_tool("prometheus"
 pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(
-        (PROMTOOL is None or PROMETHEUS is None) and os.environ.get("PACELINE_REAL") != "1",
+        PROMTOOL is None or PROMETHEUS is None,
         reason="Prometheus is not installed: python tests/real/install.py prometheus",
     ),
 ]
