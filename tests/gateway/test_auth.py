@@ -244,9 +244,6 @@ class Door:
     def open(self, exchange: Exchange) -> None:
         self.opened.append(exchange)
 
-    def block_sizes(self, model: str) -> list[int]:
-        return []
-
     def knows(self, request_id: str) -> bool:
         return False
 

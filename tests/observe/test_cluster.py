@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from outcomes import OUTCOME, REQUEST
 
 from paceline.domain.facts import WorkerAdded, WorkerReported
-from paceline.domain.outcome import Outcome
-from paceline.domain.promise import Promise
-from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
@@ -26,24 +24,6 @@ from paceline.observe.sketch import ACCURACY, LEAST, bins, middle
 from paceline.observe.summary import Engines, Figures, report
 
 BOUNDS = np.array(GAP_BOUNDS)
-REQUEST = Request("r", "m", "acme", "premium", Promise(0.5, 0.04))
-OUTCOME = Outcome(
-    request=REQUEST,
-    worker="w0",
-    status=200,
-    error="",
-    attempts=1,
-    because="",
-    predicted=None,
-    queued_s=0.01,
-    ttft_s=0.1,
-    itl_s=0.02,
-    stall_s=0.1,
-    seconds=1.0,
-    prompt_tokens=10,
-    cached_tokens=4,
-    output_tokens=100,
-)
 LATE = replace(OUTCOME, ttft_s=0.9)
 Gaps = dict[tuple[str, str, str], list[int]]
 

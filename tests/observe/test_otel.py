@@ -16,6 +16,7 @@ from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
+import outcomes
 import pytest
 from live import free_port
 from msgspec.structs import replace
@@ -25,31 +26,14 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from structlog.testing import capture_logs
 
-from paceline.domain.outcome import Outcome
-from paceline.domain.promise import Promise
-from paceline.domain.request import Request
 from paceline.observe.otel import OpenTelemetry
 
 CHAT = "/v1/chat/completions"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{PARENT}-01"
-REQUEST = Request("r1", "m", "acme", "premium", Promise(0.5, 0.04), max_tokens=100)
-OUTCOME = Outcome(
-    request=REQUEST,
-    worker="w0",
-    status=200,
-    error="",
-    attempts=1,
-    because="least cost",
-    predicted=None,
-    queued_s=0.01,
-    ttft_s=0.2,
-    itl_s=0.02,
-    stall_s=0.1,
-    seconds=1.0,
-    prompt_tokens=10,
-    cached_tokens=4,
-    output_tokens=40,
+REQUEST = replace(outcomes.REQUEST, id="r1", max_tokens=100)
+OUTCOME = replace(
+    outcomes.OUTCOME, request=REQUEST, because="least cost", ttft_s=0.2, output_tokens=40
 )
 
 

@@ -10,12 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
+from outcomes import OUTCOME, REQUEST
 from starlette.testclient import TestClient
 
 from paceline.domain.facts import RequestArrived, WorkerAdded, WorkerReported
-from paceline.domain.outcome import Outcome
-from paceline.domain.promise import Promise
-from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel
@@ -26,24 +24,6 @@ from paceline.observe.sharing import Sketches, merged_sketches
 from paceline.observe.views import cluster_routes
 
 NOW = 1_000_000.0
-REQUEST = Request("r", "m", "acme", "premium", Promise(0.5, 0.04))
-OUTCOME = Outcome(
-    request=REQUEST,
-    worker="w0",
-    status=200,
-    error="",
-    attempts=1,
-    because="",
-    predicted=None,
-    queued_s=0.01,
-    ttft_s=0.1,
-    itl_s=0.02,
-    stall_s=0.1,
-    seconds=1.0,
-    prompt_tokens=10,
-    cached_tokens=4,
-    output_tokens=100,
-)
 
 
 @pytest.fixture
