@@ -33,6 +33,8 @@ from paceline.simulator.load import load_scenario
 from paceline.simulator.scenario import Scenario
 
 POLICY, SEED, DRAWS = "headroom", 1, 8
+LIVE_RUNS = 3
+"""One that is apart may be the machine's doing; all of them apart is the simulator's."""
 POINTS = {"attainment": 0.03, "cached": 0.01, "sent to h": 0.15, "sent to a": 0.15}
 """By how much shares may differ, four or more standard deviations."""
 RELATIVE = {"TTFT p50": 0.2, "TTFT p90": 0.25, "ITL p50": 0.05, "ITL p90": 0.1}
@@ -86,18 +88,30 @@ def test_both_hosts_set_their_kernels_alike_and_compute_the_same_tokens(
 
 
 def test_promises_kept_times_and_shares_of_workers_are_those_of_the_live_host(
-    scenario: Scenario, from_sockets: Run, from_simulator: list[Run]
+    scenario: Scenario, folder: Path, from_sockets: Run, from_simulator: list[Run]
 ) -> None:
-    if from_sockets.trouble:
-        pytest.skip(from_sockets.trouble)
-    seen = figures(from_sockets, scenario, SEED)
     played = [figures(run, scenario, SEED) for run in from_simulator]
-    expected = {name: float(np.mean([one[name] for one in played])) for name in seen}
-    assert seen.keys() == POINTS.keys() | RELATIVE.keys()
-    for name, allowed in POINTS.items():
-        assert seen[name] == pytest.approx(expected[name], abs=allowed), name
-    for name, allowed in RELATIVE.items():
-        assert seen[name] == pytest.approx(expected[name], rel=allowed), name
+    expected = {name: float(np.mean([one[name] for one in played])) for name in played[0]}
+    run = from_sockets
+    for left in reversed(range(LIVE_RUNS)):
+        apart = unlike(figures(run, scenario, SEED), expected)
+        if not apart:
+            return
+        if run.trouble:
+            pytest.skip(run.trouble)
+        assert left, apart
+        run = uvloop.run(live(scenario, POLICY, SEED, folder))
+
+
+def unlike(seen: dict[str, float], expected: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """The figures that differ by more than they may: what was seen, and what was expected."""
+    allowed = POINTS | {name: share * expected[name] for name, share in RELATIVE.items()}
+    assert seen.keys() == expected.keys() == allowed.keys()
+    return {
+        name: (seen[name], expected[name])
+        for name, by in allowed.items()
+        if abs(seen[name] - expected[name]) > by
+    }
 
 
 def tokens(run: Run) -> list[tuple[int | None, int]]:
