@@ -164,8 +164,7 @@ class Kernel:
         pool = self.pools[request.model]
         entry = worker.ledger.entries.get(request.id)
         if live.predicted is not None and fact.itl_s and not live.produced:  # of one worker
-            worker.itl.add(live.predicted.itl_s, fact.itl_s)
-            pool.itl.add(live.predicted.itl_s / live.predicted.itl_factor, fact.itl_s)
+            pool.outcome(worker, live.predicted, fact.itl_s, now)
         if fact.output_tokens:
             pool.lengths.learn(request.model, request.tenant, fact.output_tokens)
         if fact.prompt_tokens and request.prompt_tokens is None and request.prompt_bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import inf
 
+from paceline.domain.commands import Prediction
 from paceline.domain.kvevents import BlockForm
 from paceline.domain.promise import Promise
 from paceline.domain.request import BLOCK_BYTES, Request
@@ -14,6 +15,7 @@ from paceline.kernel.demand import Demand
 from paceline.kernel.prefix import DEFAULT_BLOCKS, PrefixIndex
 from paceline.kernel.soon import Soon
 from paceline.kernel.worker import Accuracy, WorkerState
+from paceline.policy.headroom import residents_itl_s
 from paceline.policy.lengths import OutputLengths, TokensPerByte, own_share
 from paceline.policy.links import TransferTime
 from paceline.policy.pressure import Outlook
@@ -24,6 +26,9 @@ USUAL_RATE = 0.02
 """How fast the mean of what requests need follows the last ones."""
 OUTCOME_RATE = 0.005
 """How fast the corrections of predictions follow the last outcomes: some 200 of them."""
+FORESEEN = 0.7
+"""Share of what an answer's ITL changed with its worker's load that outcomes are cleared of. While
+a fleet fills, all come later than predicted, and soon after they would not; in a flood they will."""
 STALE_S = 0.25
 """A standing is made anew after this even if nothing happened: rates fade."""
 
@@ -86,15 +91,17 @@ class Pool:
 
     def touch(self, state: WorkerState) -> None:
         """A worker's state has changed."""
-        self._standings[state.place] = None
+        standing = self._standings[state.place]
+        if standing is not None:
+            standing.made_at = -inf
 
     def stepped(self, state: WorkerState) -> None:
         """Steps of a worker were seen: most change nothing but the time of the last one."""
         standing = self._standings[state.place]
-        if standing is None or state.differs(standing):
-            self._standings[state.place] = None
-        else:
+        if standing is not None:
             standing.last_step_at = state.last_step_at
+            if state.differs(standing):
+                standing.made_at = -inf
 
     def link(self, source: int, place: int) -> TransferTime | None:
         """The way from one place to another; None if one cannot take over from the other."""
@@ -174,6 +181,15 @@ class Pool:
             standing = state.standing(now, self.ttft, self.itl, outlook, self._usual_tokens)
             self._standings[place] = standing
         return standing
+
+    def outcome(self, state: WorkerState, predicted: Prediction, itl_s: float, now: float) -> None:
+        """An answer came with that ITL, where another was predicted."""
+        state.itl.add(predicted.itl_s, itl_s)
+        expected_s = predicted.itl_s / predicted.itl_factor
+        standing = self._standings[state.place]
+        if standing is not None:
+            expected_s *= (residents_itl_s(standing, now) / expected_s) ** FORESEEN
+        self.itl.add(expected_s, itl_s)
 
     def outlook(self, state: WorkerState, now: float) -> Outlook | None:
         """What a worker's streams will need of its KV cache; None while it is far from full."""

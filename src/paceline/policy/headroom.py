@@ -118,6 +118,12 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     return seen if worker.supply is None else supplied(seen, worker.supply)
 
 
+def residents_itl_s(worker: Standing, now: float) -> float:
+    """The ITL of the residents as it is, in seconds, by step times alone."""
+    slow = worker.slowdown(now)
+    return slow * worker.before_s / max(1.0 - worker.prefill_share * slow, LEAST_SPARE)
+
+
 def supplied(seen: Forecast, supply: Supply) -> Forecast:
     """What comes on top of what the worker does itself, where workers can share a request."""
     return replace(
