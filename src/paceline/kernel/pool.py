@@ -27,8 +27,8 @@ USUAL_RATE = 0.02
 OUTCOME_RATE = 0.005
 """How fast the corrections of predictions follow the last outcomes: some 200 of them."""
 FORESEEN = 0.7
-"""Share of what an answer's ITL changed with its worker's load that outcomes are cleared of. While
-a fleet fills, all come later than predicted, and soon after they would not; in a flood they will."""
+"""Share of what the load changed of an answer's ITL that outcomes are cleared of: while a fleet
+fills, all come later than predicted, and soon after no more; but in a flood they will again."""
 STALE_S = 0.25
 """A standing is made anew after this even if nothing happened: rates fade."""
 
