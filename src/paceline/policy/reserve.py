@@ -22,7 +22,7 @@ from math import inf, sqrt
 from paceline.policy.headroom import Forecast
 from paceline.policy.standing import Ask, Claim, Standing
 
-SPARE = 0.7
+SPARE = 0.85
 """Workers reserved beyond those that would do if requests came evenly: times the root of those, for
 so requests come in bunches (square-root staffing, Halfin and Whitt 1981)."""
 WITHIN = 0.9
