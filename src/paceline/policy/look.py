@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from paceline.domain.gpu import Gpu
 from paceline.policy.causes import Cause
 
 LOST_SHARE = 0.02
@@ -94,6 +95,8 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     """Share of prompt tokens found in its cache, since it runs."""
     since: float = 0.0
     """When its trouble began, if it has any."""
+    gpus: Sequence[Gpu] = ()
+    """That it runs on, if somebody tells of them; with a lowered clock, as they were then."""
 
     @property
     def times(self) -> float:
@@ -148,11 +151,21 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str
     evidence: Evidence
     hurt: Hurt
+    causes: tuple[Cause, ...] = ()
+    """Of late tokens, that it explains."""
 
     @property
     def about(self) -> tuple[str, str, str, str]:
         """What stays the same while it lasts."""
         return self.kind, self.model, self.worker, self.tenant
+
+    def explains(self, loss: Loss) -> bool:
+        """Is it why this was lost?"""
+        return (
+            loss.cause in self.causes
+            and self.model in ("", loss.model)
+            and self.worker in ("", loss.worker)
+        )
 
 
 def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -> Hurt:
@@ -186,7 +199,7 @@ def found(
     look: Look,
     worker: WorkerLook,
     kind: str,
-    causes: Iterable[Cause],
+    causes: Sequence[Cause],
     says: str,
     remedy: str,
     **evidence: float | str,
@@ -202,6 +215,7 @@ def found(
         remedy=remedy,
         evidence=rounded(evidence),
         hurt=hurt_by(look, causes, worker.model, worker.id),
+        causes=tuple(causes),
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from paceline.policy.causes import Cause
+from paceline.policy.causes import PROMPT_CAUSES, Cause
+from paceline.policy.gpus import with_gpus
 from paceline.policy.look import Finding, Look, WorkerLook, found, hurt_by, matters
 
 SLOW = 1.4
@@ -32,7 +33,6 @@ THRASH_TOKENS = 2000.0
 """...and prompt tokens that must have been looked up for it to be seen."""
 FULL = 0.9
 """Share of a KV cache in use from which on it is full."""
-PROMPT_CAUSES = (Cause.OWN_PREFILL, Cause.OTHERS_PREFILL)
 
 
 def lost_workers(look: Look) -> Iterator[Finding]:
@@ -40,7 +40,7 @@ def lost_workers(look: Look) -> Iterator[Finding]:
     for w in look.workers:
         if not w.healthy or (w.failed >= FAILED and not w.hangs):
             why = w.because or w.failure
-            yield found(
+            finding = found(
                 look,
                 w,
                 "lost_worker",
@@ -50,6 +50,7 @@ def lost_workers(look: Look) -> Iterator[Finding]:
                 requests_failed=w.failed,
                 last_reason=w.failure or w.because,
             )
+            yield with_gpus(finding, w)
 
 
 def hung_workers(look: Look) -> Iterator[Finding]:
@@ -61,7 +62,7 @@ def hung_workers(look: Look) -> Iterator[Finding]:
                 if w.silent_s > w.hang_s
                 else f"{w.id} hung: {w.hangs} requests were taken off it."
             )
-            yield found(
+            finding = found(
                 look,
                 w,
                 "hung_worker",
@@ -72,6 +73,7 @@ def hung_workers(look: Look) -> Iterator[Finding]:
                 requests_taken_off=w.hangs,
                 requests_there=w.streams + w.arriving,
             )
+            yield with_gpus(finding, w)
 
 
 def slow_workers(look: Look) -> Iterator[Finding]:
@@ -91,7 +93,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 continue
             if _are_strangers(w, w.perhaps_foreign):
                 continue  # its next report will tell
-            yield found(
+            finding = found(
                 look,
                 w,
                 "slow_worker",
@@ -104,6 +106,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 slowdown_now=w.slowdown,
                 seen_s_ago=w.stepped_s,
             )
+            yield with_gpus(finding, w)
 
 
 def _are_strangers(w: WorkerLook, requests: int) -> bool:
