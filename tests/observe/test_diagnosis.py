@@ -109,7 +109,7 @@ def test_a_trouble_that_is_over_is_soon_forgotten_and_its_start_is_remembered() 
 def test_the_diagnosis_of_a_troubled_fleet_can_be_asked_for() -> None:
     client = TestClient(admin_of(played("kv").diagnosis))
     answer = client.get("/paceline/v1/diagnosis").json()
-    assert set(answer) == {"at", "window_s", "requests", "promises_lost", "findings"}
+    assert set(answer) == {"at", "window_s", "requests", "promises_lost", "findings", "notes"}
     for finding in answer["findings"]:
         assert {"kind", "worker", "since", "says", "remedy", "evidence", "hurt"} <= set(finding)
 
@@ -136,6 +136,7 @@ def test_times_are_those_of_the_wall() -> None:
         "requests": 0,
         "promises_lost": 0,
         "findings": [],
+        "notes": [],
     }
 
 

@@ -137,9 +137,30 @@ def test_a_starved_prefill_pool_is_named() -> None:
     prefill = [worker(f"p{i}", role="prefill", ahead=40_000.0, budget=8192.0) for i in range(2)]
     decode = [worker(f"d{i}", role="decode", budget=8192.0) for i in range(2)]
     losses = (loss(Cause.OTHERS_PREFILL, "p0"), loss(Cause.GATEWAY_QUEUE, ""))
-    finding = found(*prefill, *decode, losses=losses)[0]
+    (finding,) = found(*prefill, *decode, losses=losses)
     assert finding.kind == "phase_imbalance"
     assert "for prefill" in finding.says
+    assert finding.hurt.promises_lost == 40
+
+
+def test_a_prefill_pool_whose_backlog_is_gone_was_starved_all_the_same() -> None:
+    fleet = worker("p0", role="prefill"), worker("d0", role="decode")
+    losses = (loss(Cause.OTHERS_PREFILL, "p0"), loss(Cause.OTHERS_PREFILL, "d0"))
+    assert kinds(*fleet, losses=losses) == ["phase_imbalance"]
+
+
+def test_prompts_among_the_decodes_of_a_decode_worker_are_no_want_of_prefill() -> None:
+    fleet = worker("p0", role="prefill"), worker("d0", role="decode")
+    losses = (loss(Cause.OTHERS_PREFILL, "d0"), loss(Cause.OWN_PREFILL, "p0"))
+    assert kinds(*fleet, losses=losses) == ["prefill_in_decode", "long_prompts"]
+
+
+def test_a_lost_promise_counts_for_one_finding_only() -> None:
+    fleet = worker("w0", streams=60), worker("w1", streams=5), worker("w2", streams=6)
+    losses = tuple(loss(cause, w) for cause in Cause for w in ("w0", "w1"))
+    findings = found(*fleet, losses=losses)
+    assert len(findings) > 5
+    assert sum(f.hurt.promises_lost for f in findings) <= sum(x.promises for x in losses)
 
 
 def test_a_worker_with_far_more_to_do_than_its_like_is_named() -> None:
