@@ -126,7 +126,7 @@ def test_no_name_becomes_markup() -> None:
 
 
 def test_every_cause_has_a_name_a_colour_and_a_hatch() -> None:
-    from paceline.dashboard.words import CAUSES
+    from paceline.words import CAUSES
 
     for cause in WAYS:
         assert f".ink.{cause} " in CSS, cause

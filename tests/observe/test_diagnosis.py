@@ -199,7 +199,13 @@ def test_the_table_says_what_is_known_who_is_hurt_and_what_to_do(
 
     monkeypatch.setattr("paceline.diagnose.fetch", told)
     output = CliRunner().invoke(command_line, ["diagnose"], env={"COLUMNS": "120"}).output
-    for words in ("slow_worker", "60 s", "times_as_slow 3.14", "gold 12; acme 12", "→ Look at it."):
+    for words in (
+        "slow_worker",
+        "1 min",
+        "times as slow 3.14",
+        "gold 12; acme 12",
+        "→ Look at it.",
+    ):
         assert words in output
 
 

@@ -180,8 +180,8 @@ def _load(look: Look, model: str, worker: WorkerLook | None) -> Evidence:
         "waiting_at_gateway": look.waiting.get(model, 0),
         "waiting_in_engines": sum(w.waiting for w in seen),
         "streams_a_worker": sum(w.streams for w in seen) / count,
-        "prefill_share_of_time": sum(w.prefill_share for w in seen) / count,
-        "kv_used": max((w.kv_used for w in seen), default=0.0),
+        "prefill_time_share": sum(w.prefill_share for w in seen) / count,
+        "kv_used_share": max((w.kv_used for w in seen), default=0.0),
         **activity([gpu for w in seen for gpu in w.gpus]),
     }
 
@@ -268,9 +268,7 @@ def gateway_saturated(look: Look) -> Iterator[Finding]:
         says=f"The gateway came to its own work {1e3 * look.worst_lag_s:.0f} ms late at worst, "
         f"and was late for {look.lag_share:.0%} of the time.",
         remedy="Give the gateway a CPU core of its own, or run several gateways.",
-        evidence=rounded(
-            {"late_share_of_time": look.lag_share, "worst_ms": 1e3 * look.worst_lag_s}
-        ),
+        evidence=rounded({"late_time_share": look.lag_share, "worst_ms": 1e3 * look.worst_lag_s}),
         hurt=Hurt(
             promises,
             sum(loss.seconds for loss in losses),

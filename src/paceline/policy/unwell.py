@@ -104,7 +104,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 step_ms=1e3 * (w.normal_s + w.slow_s) / w.steps,
                 normal_step_ms=1e3 * w.normal_s / w.steps,
                 slowdown_now=w.slowdown,
-                seen_s_ago=w.stepped_s,
+                last_step_ago_s=w.stepped_s,
             )
             yield with_gpus(finding, w)
 
@@ -143,7 +143,7 @@ def kv_pressure(look: Look) -> Iterator[Finding]:
                 "Give the engine more KV cache (memory utilisation, FP8 cache), let it take fewer "
                 "sequences at once, or add workers.",
                 preemptions=w.preemptions,
-                kv_used=w.kv_used,
+                kv_used_share=w.kv_used,
                 engine_waiting=w.waiting,
             )
 
@@ -178,7 +178,7 @@ def cache_thrash(look: Look) -> Iterator[Finding]:
                 "Give the engine more KV cache, or spread conversations over more workers.",
                 hits_share=share,
                 usual_hits_share=w.usual_hits,
-                kv_used=w.kv_used,
+                kv_used_share=w.kv_used,
             )
 
 
@@ -217,7 +217,7 @@ def slow_links(look: Look) -> Iterator[Finding]:
                 overhead_ms=1e3 * w.overhead_s,
                 overhead_elsewhere_ms=1e3 * usual_s,
                 asking_ms=1e3 * w.took_s,
-                asking_ms_elsewhere=1e3 * usual_took_s,
+                asking_elsewhere_ms=1e3 * usual_took_s,
                 gaps_times_as_long=w.seen_times,
                 by_the_engines_measure=w.told_times,
             )
