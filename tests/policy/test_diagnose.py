@@ -19,9 +19,9 @@ def worker(name: str = "w0", **of: Any) -> WorkerLook:
     return WorkerLook(id=name, model="m", **STEADY | of)
 
 
-def loss(cause: Cause, worker: str = "w0", promises: int = 20, **of: Any) -> Loss:
+def loss(cause: Cause, worker: str = "w0", promises: int = 20, gaps: int = 0) -> Loss:
     tiers, tenants = {"premium": promises}, {"acme": promises}
-    return Loss("m", worker, cause, promises, 0, 5.0, tiers, tenants, **of)
+    return Loss("m", worker, cause, promises, gaps, 5.0, tiers, tenants)
 
 
 def found(*workers: WorkerLook, losses: tuple[Loss, ...] = (), **of: Any) -> list[Finding]:
@@ -69,6 +69,19 @@ def test_a_trouble_that_shows_in_a_worker_is_found_before_it_costs_a_promise(
     assert finding.hurt.promises_lost == 0
     assert finding.evidence
     assert "w0" in finding.says
+
+
+def test_late_gaps_make_few_lost_promises_a_trouble_and_none_lost_never_are() -> None:
+    assert found(losses=(loss(Cause.OTHERS_PREFILL, promises=4, gaps=7),)) == []
+    assert kinds(losses=(loss(Cause.OTHERS_PREFILL, promises=4, gaps=8),)) == ["prefill_in_decode"]
+    assert found(losses=(loss(Cause.OTHERS_PREFILL, promises=0, gaps=90),)) == []
+
+
+def test_a_worker_that_may_be_far_away_is_not_called_slow_unless_its_engine_says_so() -> None:
+    sick: dict[str, Any] = {"slow_s": 0.6, "slowdown": 2.5, "took_worst_s": 1.2}
+    assert kinds(worker("w0", **sick), worker("w1"), worker("w2")) == []
+    told = sick | {"told_times": 2.0, "seen_times": 2.0}
+    assert kinds(worker("w0", **told), worker("w1"), worker("w2")) == ["slow_worker"]
 
 
 def test_a_worker_of_an_older_kind_is_slow_only_if_that_costs_promises() -> None:

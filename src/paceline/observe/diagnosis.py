@@ -14,6 +14,7 @@ from paceline.kernel import Kernel
 from paceline.kernel.watch import HANG_STEPS, LEAST_HANG_S, LEAST_SAMPLES
 from paceline.kernel.worker import WorkerState
 from paceline.observe.losses import WINDOW_S, Late
+from paceline.observe.overdue import overdue
 from paceline.observe.stalls import Stalls
 from paceline.observe.workers import Track
 from paceline.policy.causes import PREFILL, TOKENS, Cause
@@ -96,7 +97,7 @@ class Diagnosis:
             window_s=WINDOW_S,
             requests=stalls.losses.requests(now),
             workers=[look for look in looks if look is not None],
-            losses=stalls.losses.recent(now),
+            losses=[*stalls.losses.recent(now), *overdue(stalls.under_way(), now)],
             waiting=kernel.held(),
             lag_share=sum(lags) / LAG_S,
             worst_lag_s=max(lags, default=0.0),
@@ -207,6 +208,7 @@ def worker_look(
         budget=float(state.windows.budget),
         overhead_s=state.windows.overhead_s,
         took_s=min(track.took_s),
+        took_worst_s=max(track.took_s),
         kv_used=(report.kv_used or 0.0) if report else 0.0,
         preemptions=state.preemptions - first.preemptions if first else 0,
         waiting=(report.waiting or 0) if report else 0,

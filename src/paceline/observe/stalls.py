@@ -106,6 +106,10 @@ class Stalls:
         """The event loop came to what was due so many seconds late."""
         self.lags.add(at, seconds)
 
+    def under_way(self) -> list[Course]:
+        known = self._kernel.requests
+        return [course for name, course in self._courses.items() if name in known]
+
     def look(self, now: float) -> None:
         """Some time has passed."""
         workers = self._kernel.workers

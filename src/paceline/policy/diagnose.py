@@ -272,6 +272,7 @@ def gateway_saturated(look: Look) -> Iterator[Finding]:
         hurt=Hurt(
             promises,
             sum(loss.seconds for loss in losses),
+            sum(loss.gaps for loss in losses),
             sum(w.streams for w in look.workers),
             dict(tiers),
             dict(tenants),

@@ -56,7 +56,7 @@ def lost_workers(look: Look) -> Iterator[Finding]:
 def hung_workers(look: Look) -> Iterator[Finding]:
     """Who answers, and does nothing?"""
     for w in look.workers:
-        if w.healthy and (w.hangs or w.silent_s > w.hang_s) and not _is_far(look, w):
+        if w.healthy and (w.hangs or w.silent_s > w.hang_s) and not _is_far(look, w, w.took_s):
             says = (
                 f"{w.id} has given no token for {w.silent_s:.1f} s, though it has work."
                 if w.silent_s > w.hang_s
@@ -81,6 +81,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
     for w in look.workers:
         known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
         denied = 0.0 < w.told_times < SURELY  # by the engine, at least until its last report
+        denied |= w.told_times == 0.0 and _is_far(look, w, w.took_worst_s)  # it cannot tell in time
         if not known or denied or w.hangs:
             continue
         worse = w.times_itself >= SLOW and w.slowdown >= SURELY  # than it was
@@ -187,11 +188,11 @@ def _others(look: Look, w: WorkerLook) -> list[WorkerLook]:
     return [o for o in look.workers if o.model == w.model and o.id != w.id and o.steps]
 
 
-def _is_far(look: Look, w: WorkerLook) -> bool:
+def _is_far(look: Look, w: WorkerLook, took_s: float) -> bool:
     """Does it take far longer to be asked how it is than others? Then it does not hang."""
     others = _others(look, w)
     usual_s = median([o.took_s for o in others]) if others else 0.0
-    return bool(others) and w.took_s > max(usual_s + ASKED_S, AWAY_TIMES * usual_s)
+    return bool(others) and took_s > max(usual_s + ASKED_S, AWAY_TIMES * usual_s)
 
 
 def slow_links(look: Look) -> Iterator[Finding]:
@@ -203,7 +204,7 @@ def slow_links(look: Look) -> Iterator[Finding]:
         held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
         late = others and w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
-        if late or held_up or _is_far(look, w) or matters(look, lost):
+        if late or held_up or _is_far(look, w, w.took_s) or matters(look, lost):
             yield found(
                 look,
                 w,
