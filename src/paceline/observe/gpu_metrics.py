@@ -15,6 +15,7 @@ from paceline.domain.gpu import Gpu
 from paceline.kernel import Kernel
 from paceline.policy.gpus import activity
 
+LABELS = ("model", "worker")
 SHARES = {
     "gpu_utilisation_share": "Share of time in which anything ran on a worker's GPUs.",
     "gpu_sm_active_share": "Share of time in which their multiprocessors had work.",
@@ -31,18 +32,19 @@ class GpuMetrics(Collector):
         self._gpus = gpus
 
     def collect(self) -> Iterator[Metric]:
-        known = {w: gpus for w in sorted(self._kernel.workers) if (gpus := self._gpus(w))}
+        workers = sorted(self._kernel.workers.items())
+        known = {(w.worker.model, name): seen for name, w in workers if (seen := self._gpus(name))}
         for name, text in SHARES.items():
-            family = GaugeMetricFamily(f"paceline_worker_{name}", text, labels=("worker",))
-            for worker_id, gpus in known.items():
+            family = GaugeMetricFamily(f"paceline_worker_{name}", text, labels=LABELS)
+            for labels, gpus in known.items():
                 if (share := activity(gpus).get(name)) is not None:
-                    family.add_metric((worker_id,), share)
+                    family.add_metric(labels, share)
             yield family
         family = GaugeMetricFamily(
             "paceline_worker_gpus_lowered",
             "GPUs of a worker whose clock is lowered, by heat, want of power or hardware.",
-            labels=("worker",),
+            labels=LABELS,
         )
-        for worker_id, gpus in known.items():
-            family.add_metric((worker_id,), sum(1 for gpu in gpus if gpu.lowered_by))
+        for labels, gpus in known.items():
+            family.add_metric(labels, sum(1 for gpu in gpus if gpu.lowered_by))
         yield family
