@@ -8,22 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-GAUGES = {
-    "DCGM_FI_DEV_SM_CLOCK": "SM clock frequency (in MHz).",
-    "DCGM_FI_DEV_MEMORY_TEMP": "Memory temperature (in C).",
-    "DCGM_FI_DEV_GPU_TEMP": "GPU temperature (in C).",
-    "DCGM_FI_DEV_POWER_USAGE": "Power draw (in W).",
-    "DCGM_FI_DEV_GPU_UTIL": "GPU utilization (in %).",
-    "DCGM_FI_DEV_XID_ERRORS": "Value of the last XID error encountered.",
-    "DCGM_FI_DEV_FB_FREE": "Framebuffer memory free (in MiB).",
-    "DCGM_FI_DEV_FB_USED": "Framebuffer memory used (in MiB).",
-    "DCGM_FI_DEV_CLOCKS_EVENT_REASONS": "Current clock event reasons (bitmask).",
-    "DCGM_FI_DEV_CLOCK_THROTTLE_REASONS": "Current clock throttle reasons (bitmask).",
-    "DCGM_FI_PROF_SM_ACTIVE": "The ratio of cycles an SM has at least 1 warp assigned.",
-    "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": "Ratio of cycles the tensor (HMMA) pipe is active.",
-    "DCGM_FI_PROF_DRAM_ACTIVE": "Ratio of cycles the device memory interface is active sending or "
-    "receiving data.",
-}
 WELL = {
     "DCGM_FI_DEV_SM_CLOCK": 1980,
     "DCGM_FI_DEV_MEMORY_TEMP": 9223372036854775794,  # blank: this GPU does not tell
@@ -51,10 +35,9 @@ Values = Mapping[str, float]
 def page(gpus: Sequence[Values], more: str = "", uuid: str = "UUID") -> str:
     """The page of a machine with these GPUs. `more`: further labels, with their comma."""
     lines = []
-    for name, text in GAUGES.items():
+    for name in dict.fromkeys(name for gpu in gpus for name in gpu):
         told = [(i, gpu[name]) for i, gpu in enumerate(gpus) if name in gpu]
-        if told:
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
+        lines += [f"# HELP {name} What its field says.", f"# TYPE {name} gauge"]
         for i, value in told:
             labels = (
                 f'gpu="{i}",{uuid}="GPU-5fd4f087-86f3-7a43-b711-4771313afc{i:02d}",'
