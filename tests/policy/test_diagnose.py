@@ -53,6 +53,8 @@ def test_few_lost_promises_are_no_trouble(cause: Cause) -> None:
         ({"silent_s": 3.0, "hang_s": 1.0}, "hung_worker"),
         ({"slow_s": 0.6, "slowdown": 2.5}, "slow_worker"),
         ({"slow_s": 0.6, "slowdown": 2.5, "foreign": 30}, "foreign_load"),
+        ({"slow_s": 0.6, "slowdown": 2.5, "foreign": 30, "hangs": 3}, "foreign_load"),
+        ({"silent_s": 3.0, "foreign": 30}, "hung_worker"),
         ({"seen_times": 2.0, "told_times": 1.0}, "slow_link"),
         ({"overhead_s": 0.4}, "slow_link"),
         ({"took_s": 0.8}, "slow_link"),

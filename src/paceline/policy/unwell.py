@@ -56,10 +56,15 @@ def lost_workers(look: Look) -> Iterator[Finding]:
 def hung_workers(look: Look) -> Iterator[Finding]:
     """Who answers, and does nothing?"""
     for w in look.workers:
-        if w.healthy and (w.hangs or w.silent_s > w.hang_s) and not _is_far(look, w, w.took_s):
+        silent = w.silent_s > w.hang_s
+        if w.healthy and (w.hangs or silent) and not _is_far(look, w, w.took_s):
+            times = max(w.times, w.times_itself)
+            if not silent and times >= SLOW and _are_strangers(w, w.foreign):
+                yield foreign_load(look, w, times)  # it was busy with them
+                continue
             says = (
                 f"{w.id} has given no token for {w.silent_s:.1f} s, though it has work."
-                if w.silent_s > w.hang_s
+                if silent
                 else f"{w.id} hung: {w.hangs} requests were taken off it."
             )
             finding = found(
@@ -120,7 +125,7 @@ def foreign_load(look: Look, w: WorkerLook, times: float) -> Finding:
         look,
         w,
         "foreign_load",
-        (Cause.SLOW_WORKER, Cause.ENGINE_QUEUE),
+        (Cause.SLOW_WORKER, Cause.ENGINE_QUEUE, *((Cause.HANG, Cause.LOST_WORKER) * bool(w.hangs))),
         f"{w.id} has {w.foreign} requests that did not come through this gateway; its steps take "
         f"{times:.1f} times as long as they would.",
         "Let all clients of the engine ask this gateway, or give them engines of their own.",
