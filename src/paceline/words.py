@@ -82,7 +82,7 @@ def evidence(name: str, value: float | str | None) -> tuple[str, str]:
             name, said = name.removesuffix(unit), said_so
             break
     told = NONE if value is None else value if isinstance(value, str) else said(value)
-    return name.replace("_", " "), told or NONE
+    return " ".join(SHORT.get(word, word) for word in name.split("_")), told or NONE
 
 
 def plain(value: float) -> str:
@@ -119,6 +119,7 @@ CAUSES = {
 }
 """Causes of late tokens, and kinds of findings that say it better so."""
 
+SHORT = {"gpu": "GPU", "kv": "KV", "sm": "SM", "xid": "XID"}
 UNITS: dict[str, Callable[[float], str]] = {
     "_tokens_per_s": lambda value: f"{count(value)} tokens/s",
     "_per_s": lambda value: f"{count(value)}/s",

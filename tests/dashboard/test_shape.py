@@ -195,7 +195,7 @@ def test_evidence_has_units() -> None:
     assert evidence_of(finding) == [
         ("step", "61 ms"),
         ("waited", "2.50 s"),
-        ("kv", "93%"),
+        ("KV", "93%"),
         ("failures", "12"),
         ("node", "a"),
         ("prompt tokens ahead", "159,756"),

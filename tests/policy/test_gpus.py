@@ -31,7 +31,7 @@ def test_a_slow_worker_with_a_lowered_clock_is_told_why_and_where_to_look(reason
     held = gpu(3, clock_mhz=1095.0, temperature_c=88.0, reasons=(reason,))
     finding = finding_of(gpu(2), held, **SLOW)
     why, where = REASONS[reason]
-    assert f"The clock of its GPU 3 is lowered to 1095 MHz: {why}." in finding.says
+    assert f"The clock of its GPU 3 is lowered to 1,095 MHz: {why}." in finding.says
     assert finding.remedy == f"Look {where}; drain w until GPU 3 is well."
     told = finding.evidence
     assert (told["gpu"], told["gpu_clock_mhz"], told["gpu_best_clock_mhz"]) == (3, 1095.0, 1980.0)

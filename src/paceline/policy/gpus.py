@@ -38,7 +38,7 @@ def with_gpus(finding: Finding, worker: WorkerLook) -> Finding:
     says, remedy = finding.says, finding.remedy
     for reason, (why, where) in REASONS.items():
         if reason in worst.lowered_by:
-            clock = f" to {worst.clock_mhz:.0f} MHz" if worst.clock_mhz is not None else ""
+            clock = f" to {worst.clock_mhz:,.0f} MHz" if worst.clock_mhz is not None else ""
             says += f" The clock of its GPU {worst.index} is lowered{clock}: {why}."
             remedy = f"Look {where}; drain {worker.id} until GPU {worst.index} is well."
             break
