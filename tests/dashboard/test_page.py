@@ -81,6 +81,7 @@ def test_a_worker_that_has_left_is_no_error() -> None:
 def test_all_is_well_is_said_too() -> None:
     text = document(FakeAdmin(8, 100, calm=True))
     assert "Nothing found." in text
+    assert "97% utilised, and every promise is kept" in text
     assert "No token was late." in text
 
 

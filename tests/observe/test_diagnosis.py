@@ -209,6 +209,18 @@ def test_the_table_says_what_is_known_who_is_hurt_and_what_to_do(
         assert words in output
 
 
+def test_where_utilisation_misleads_is_said_below_and_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def told(url: str) -> bytes:
+        return msgspec.json.encode(answer_of() | {"notes": ["The GPUs are 98% utilised."]})
+
+    monkeypatch.setattr("paceline.diagnose.fetch", told)
+    shown = CliRunner().invoke(command_line, ["diagnose"])
+    assert shown.exit_code == 0
+    assert shown.output.endswith("The GPUs are 98% utilised.\n")
+
+
 def test_a_gateway_that_cannot_be_asked_ends_with_a_sentence() -> None:
     with pytest.raises(NoDiagnosis, match="is `paceline serve` running"):
         asyncio.run(fetch("127.0.0.1:1"))
