@@ -8,7 +8,8 @@ from paceline.domain.promise import Promise
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
-from paceline.observe.overdue import overdue
+from paceline.observe.course import Course
+from paceline.observe.overdue import MOST, overdue
 from paceline.observe.stalls import Stalls
 from paceline.policy.causes import Cause
 
@@ -56,3 +57,11 @@ def test_a_first_token_that_has_come_late_counts_once() -> None:
     watch.look(5.0)
     assert overdue(watch.under_way(), 5.0) == []
     assert sum(loss.promises for loss in watch.losses.recent(5.0)) == 1
+
+
+def test_a_flood_of_waiting_requests_is_counted_up_to_a_bound() -> None:
+    flood = [Course(Request(f"r{i}", "m", "acme", "chat", Promise()), 0.0) for i in range(3000)]
+    assert overdue(flood, 9.0) == []  # nothing is promised
+    late = [Course(REQUEST, float(i)) for i in range(3000)]
+    (loss,) = overdue(late, 9000.0)
+    assert (loss.promises, loss.since) == (MOST, 1.0)

@@ -14,17 +14,26 @@ from paceline.observe.course import Course
 from paceline.policy.causes import Cause
 from paceline.policy.look import Loss
 
+MOST = 1000
+"""Counted at most, the oldest first: more would change no finding, and tokens wait meanwhile."""
+
 
 def overdue(courses: Iterable[Course], now: float) -> list[Loss]:
     """What is lost to waiting that goes on. It is counted anew each time, and kept nowhere."""
     lost: dict[tuple[str, str, Cause], Loss] = {}
+    counted = 0
     for course in courses:
         request, due_at = course.request, course.arrived_at + course.request.promise.ttft_s
         cause = awaited(course, now) if now > due_at else None
         if cause is None:
             continue
+        counted += 1
+        if counted > MOST:
+            break
         key = request.model, "" if cause is Cause.GATEWAY_QUEUE else course.worker, cause
-        loss = lost.setdefault(key, Loss(*key, since=due_at))
+        loss = lost.get(key)
+        if loss is None:
+            loss = lost[key] = Loss(*key, since=due_at)
         loss.since = min(loss.since, due_at)
         loss.promises += 1
         loss.gaps += 1
