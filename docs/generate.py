@@ -28,6 +28,7 @@ from starlette.routing import Route
 from paceline.cli import app as command_line
 from paceline.config import settings
 from paceline.domain import commands, errors, facts
+from paceline.domain.gpu import Gpu
 from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Promise
 from paceline.domain.request import LIFECYCLE, Request, State
@@ -46,6 +47,7 @@ from paceline.observe.dashboard import Dashboard
 from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.events import event_routes
 from paceline.observe.findings import diagnosis_routes
+from paceline.observe.gpu_metrics import GpuMetrics
 from paceline.observe.late_metrics import LateMetrics
 from paceline.observe.losses import Losses, of_request
 from paceline.observe.metrics import Metrics
@@ -538,6 +540,8 @@ def exposition() -> str:
     late = of_request(0.0, "mean", 2.0, split, ("r", "m", "standard", "t", "w"))
     losses.add(late, {"standard": split}, {"standard": 1})
     metrics.also(LateMetrics(losses))
+    gpu = Gpu(0, "", 1.0, 1.0, 1.0, 1.0)
+    metrics.also(GpuMetrics(kernel, lambda worker_id: (gpu,)))
     return metrics.text().decode()
 
 

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from paceline.config import KINDS, POLICIES, Address, Config, Secret, load, parse
 from paceline.config import settings as config_settings
+from paceline.config.running import parse_worker
 from paceline.config.values import EngineUrl
 from paceline.domain.errors import ConfigError
+from paceline.domain.gpu import Gpus
 from paceline.domain.promise import Promise, Tier
 from paceline.policy import route
 
@@ -408,6 +410,14 @@ def test_what_is_no_engine_url_is_refused(text: str) -> None:
     assert "expected the URL of an engine" in problem(
         f"models: [{{name: m, workers: [{{url: '{text}'}}]}}]"
     )
+
+
+@pytest.mark.parametrize("text", ["http://node-a:9400", "http://node-a:9400/metrics"])
+def test_a_worker_says_who_tells_of_its_gpus(text: str) -> None:
+    worker = f'{{"url": "http://h", "model": "m", "gpus": {{"url": "{text}", "indices": [2, 3]}}}}'
+    assert parse_worker(worker)[0].gpus == Gpus("http://node-a:9400", (2, 3))
+    with pytest.raises(ConfigError, match="URL of a DCGM exporter"):
+        parse_worker(worker.replace("http://node", "node"))
 
 
 def test_the_policies_are_those_that_the_kernel_has() -> None:

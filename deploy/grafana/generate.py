@@ -24,6 +24,7 @@ Query = tuple[str, str]
 HALF, THIRD = 12, 8
 """Widths of panels, of 24."""
 PANEL_HEIGHT = 8
+LEGEND = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
 
 
 def quantile(share: float, name: str, by: str = "tier") -> Query:
@@ -130,6 +131,15 @@ ROWS: list[tuple[str, int, list[tuple[str, str, list[Query]]]]] = [
             ("Waiting in the engine", "none", [gauge("engine_waiting")]),
         ],
     ),
+    (
+        "GPUs, of workers with an exporter (`gpus`)",
+        THIRD,
+        [
+            ("Utilisation: anything ran", "percentunit", [gauge("gpu_utilisation_share")]),
+            ("Multiprocessors with work", "percentunit", [gauge("gpu_sm_active_share")]),
+            ("GPUs with a lowered clock", "none", [gauge("gpus_lowered")]),
+        ],
+    ),
 ]
 
 
@@ -152,6 +162,7 @@ def dashboard() -> dict[str, Any]:
         "tags": ["paceline"],
         "schemaVersion": 39,
         "editable": True,
+        "graphTooltip": 1,  # one cursor for all panels
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
         "templating": {"list": [source(), choice("model"), choice("tier")]},
@@ -167,7 +178,7 @@ def panel(number: int, title: str, unit: str, queries: Sequence[Query], place: o
         "datasource": SOURCE,
         "gridPos": place,
         "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
-        "options": {"legend": {"displayMode": "list"}, "tooltip": {"mode": "multi"}},
+        "options": {"legend": LEGEND, "tooltip": {"mode": "multi", "sort": "desc"}},
         "targets": [
             {"refId": chr(ord("A") + i), "datasource": SOURCE, "expr": expr, "legendFormat": legend}
             for i, (expr, legend) in enumerate(queries)

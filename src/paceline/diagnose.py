@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from paceline import words
 from paceline.domain.errors import PacelineError
 
 PATH = "/paceline/v1/diagnosis"
@@ -48,6 +49,7 @@ class _Answer(msgspec.Struct):
     requests: int
     promises_lost: int
     findings: list[_Finding]
+    notes: list[str] = []
 
 
 def diagnose(
@@ -109,7 +111,7 @@ def _read(body: bytes, url: str) -> _Answer:
 def shown(answer: _Answer) -> RenderableType:
     """The findings, worst first; without any, a sentence."""
     lost = f"{answer.promises_lost:,} of {answer.requests:,} promises lost"
-    last = f"{lost} in the last {answer.window_s:.0f} s."
+    last = "\n".join([f"{lost} in the last {answer.window_s:.0f} s.", *answer.notes])
     if not answer.findings:
         return Text(f"Nothing found. {last}")
     table = Table(show_lines=True)
@@ -119,13 +121,13 @@ def shown(answer: _Answer) -> RenderableType:
         hurt = finding.hurt
         lines = [
             finding.says,
-            ", ".join(f"{name} {_number(value)}" for name, value in finding.evidence.items()),
+            ", ".join(" ".join(words.evidence(*item)) for item in finding.evidence.items()),
             *([f"Hurt: {_counts(hurt.tiers)}; {_counts(hurt.tenants)}."] if hurt.tiers else ()),
             f"→ {finding.remedy}",
         ]
         table.add_row(
             finding.kind,
-            f"{max(answer.at - finding.since, 0.0):.0f} s",
+            words.span(max(answer.at - finding.since, 0.0)),
             f"{hurt.promises_lost:,}",
             "\n".join(line for line in lines if line),
         )
@@ -136,7 +138,3 @@ def _counts(counts: dict[str, int]) -> str:
     ranked = sorted(counts.items(), key=lambda item: -item[1])
     named = ", ".join(f"{name} {count:,}" for name, count in ranked[:5])
     return named + (f" and {len(ranked) - 5} others" if len(ranked) > 5 else "")
-
-
-def _number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) and value < 1000 else str(value)

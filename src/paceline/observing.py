@@ -16,6 +16,7 @@ from paceline.config import Config
 from paceline.domain.errors import ConfigError
 from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Tier
+from paceline.engines.gpus import GpuWatch
 from paceline.gateway.exchange import Exchange
 from paceline.gateway.ports import Turn
 from paceline.gateway.relay import GAP_BOUNDS
@@ -27,6 +28,7 @@ from paceline.observe.dashboard import Dashboard
 from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.factlog import FactLog
 from paceline.observe.findings import diagnosis_routes
+from paceline.observe.gpu_metrics import GpuMetrics
 from paceline.observe.lag import watch_lag
 from paceline.observe.late_metrics import LateMetrics
 from paceline.observe.logs import request_line
@@ -74,7 +76,10 @@ class Observing:
         self._facts = _fact_log(config, kernel)
         self._cluster = Cluster(kernel, host.gap_counts, attain, monotonic(), host.asked)
         self.metrics.also(LateMetrics(self._stalls.losses))
-        self._diagnosis = Diagnosis(kernel, self._stalls, (monotonic, time), refusals)
+        self.gpus = GpuWatch(lambda: [state.worker for state in kernel.workers.values()])
+        self.metrics.also(GpuMetrics(kernel, self.gpus.latest))
+        clocks = monotonic, time
+        self._diagnosis = Diagnosis(kernel, self._stalls, clocks, refusals, self.gpus.telling)
         self._dashboard = Dashboard(config.observe.dashboard)
         observers: list[Observer] = [self._stalls.saw]
         if self._facts is not None:
@@ -113,6 +118,7 @@ class Observing:
         running: dict[str, Coroutine[Any, Any, None]] = {
             "look": self._look(),
             "lag": watch_lag(self._stalls.lag),
+            "gpus": self.gpus.run(),
             "dashboard": self._dashboard.run(admin_url),
         }
         if self._facts is not None:

@@ -81,6 +81,7 @@ def test_a_worker_that_has_left_is_no_error() -> None:
 def test_all_is_well_is_said_too() -> None:
     text = document(FakeAdmin(8, 100, calm=True))
     assert "Nothing found." in text
+    assert "97% utilised, and every promise is kept" in text
     assert "No token was late." in text
 
 
@@ -126,7 +127,7 @@ def test_no_name_becomes_markup() -> None:
 
 
 def test_every_cause_has_a_name_a_colour_and_a_hatch() -> None:
-    from paceline.dashboard.words import CAUSES
+    from paceline.words import CAUSES
 
     for cause in WAYS:
         assert f".ink.{cause} " in CSS, cause

@@ -10,7 +10,8 @@ from fake_admin import FakeAdmin
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.dashboard import said, words
+from paceline import words
+from paceline.dashboard import said
 from paceline.dashboard.parts import short_names
 from paceline.dashboard.shape import (
     by_cause,
@@ -182,14 +183,28 @@ def test_evidence_has_units() -> None:
         "kv_share": 0.93,
         "failures": 12,
         "node": "a",
+        "prompt_tokens_ahead": 159_756.34,
+        "times_as_slow": 2.25,
+        "clock_mhz": 1095.0,
+        "temperature_c": 88.0,
+        "power_w": 512.4,
+        "last_step_ago_s": 20.4,
+        "unknown": None,
     }
     finding = said.Finding("x", "y", evidence=evidence)
     assert evidence_of(finding) == [
         ("step", "61 ms"),
         ("waited", "2.50 s"),
-        ("kv", "93%"),
+        ("KV", "93%"),
         ("failures", "12"),
         ("node", "a"),
+        ("prompt tokens ahead", "159,756"),
+        ("times as slow", "2.25"),
+        ("clock", "1,095 MHz"),
+        ("temperature", "88 °C"),
+        ("power", "512 W"),
+        ("last step ago", "20 s"),
+        ("unknown", "–"),
     ]
 
 

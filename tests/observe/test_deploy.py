@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,40 @@ def test_panels_do_not_overlap() -> None:
         assert place["x"] + place["w"] <= 24
         assert not cells & taken
         taken |= cells
+
+
+def unknown(ours: Any, theirs: Any, at: str = "") -> Iterator[str]:
+    """Where a dashboard says what Grafana's own types do not take up."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            yield from unknown(value, theirs[key], f"{at}.{key}") if key in theirs else [at + key]
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from unknown(mine, other, f"{at}[{i}]")
+    elif ours != theirs:
+        yield at
+
+
+def test_grafanas_own_types_take_up_all_that_the_dashboard_says() -> None:
+    types = pytest.importorskip("grafana_foundation_sdk.models.dashboard")
+    common = pytest.importorskip("grafana_foundation_sdk.models.common")
+    plugins = pytest.importorskip("grafana_foundation_sdk.cog.plugins")
+    encoder = pytest.importorskip("grafana_foundation_sdk.cog.encoder")
+    plugins.register_default_plugins()
+    ours = json.loads((GRAFANA / "paceline.json").read_text())
+
+    def taken_up() -> Any:
+        return json.loads(encoder.JSONEncoder().encode(types.Dashboard.from_json(ours)))
+
+    assert list(unknown(ours, taken_up())) == []
+    for variable in ours["templating"]["list"]:
+        types.VariableType(variable["type"])
+        types.VariableRefresh(variable.get("refresh", 0))
+    for panel in ours["panels"]:
+        if panel["type"] == "timeseries":
+            common.LegendDisplayMode(panel["options"]["legend"]["displayMode"])
+            common.LegendPlacement(panel["options"]["legend"]["placement"])
+            common.TooltipDisplayMode(panel["options"]["tooltip"]["mode"])
+            common.SortOrder(panel["options"]["tooltip"]["sort"])
+    ours["panels"][1]["options"]["legend"]["palcement"] = "bottom"
+    assert [place[-9:] for place in unknown(ours, taken_up())] == ["palcement"]

@@ -109,7 +109,7 @@ def test_a_trouble_that_is_over_is_soon_forgotten_and_its_start_is_remembered() 
 def test_the_diagnosis_of_a_troubled_fleet_can_be_asked_for() -> None:
     client = TestClient(admin_of(played("kv").diagnosis))
     answer = client.get("/paceline/v1/diagnosis").json()
-    assert set(answer) == {"at", "window_s", "requests", "promises_lost", "findings"}
+    assert set(answer) == {"at", "window_s", "requests", "promises_lost", "findings", "notes"}
     for finding in answer["findings"]:
         assert {"kind", "worker", "since", "says", "remedy", "evidence", "hurt"} <= set(finding)
 
@@ -136,6 +136,7 @@ def test_times_are_those_of_the_wall() -> None:
         "requests": 0,
         "promises_lost": 0,
         "findings": [],
+        "notes": [],
     }
 
 
@@ -198,8 +199,26 @@ def test_the_table_says_what_is_known_who_is_hurt_and_what_to_do(
 
     monkeypatch.setattr("paceline.diagnose.fetch", told)
     output = CliRunner().invoke(command_line, ["diagnose"], env={"COLUMNS": "120"}).output
-    for words in ("slow_worker", "60 s", "times_as_slow 3.14", "gold 12; acme 12", "→ Look at it."):
+    for words in (
+        "slow_worker",
+        "1 min",
+        "times as slow 3.14",
+        "gold 12; acme 12",
+        "→ Look at it.",
+    ):
         assert words in output
+
+
+def test_where_utilisation_misleads_is_said_below_and_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def told(url: str) -> bytes:
+        return msgspec.json.encode(answer_of() | {"notes": ["The GPUs are 98% utilised."]})
+
+    monkeypatch.setattr("paceline.diagnose.fetch", told)
+    shown = CliRunner().invoke(command_line, ["diagnose"])
+    assert shown.exit_code == 0
+    assert shown.output.endswith("The GPUs are 98% utilised.\n")
 
 
 def test_a_gateway_that_cannot_be_asked_ends_with_a_sentence() -> None:

@@ -148,3 +148,16 @@ def test_a_prompt_from_another_worker_is_split_into_prefill_and_transfer() -> No
     (late,) = stalls.losses.late["d"]
     assert (late.cause, late.what) == (Cause.TRANSFER, "first_token")
     assert late.late_s == pytest.approx(1.5)
+
+
+def test_a_first_token_that_waited_for_prefill_elsewhere_was_late_there() -> None:
+    kernel, request = Kernel(), Request("r", "m", "acme", "chat", Promise(ttft_s=0.5))
+    for name in ("p", "d"):
+        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
+    stalls = Stalls(kernel)
+    stalls.saw(0.0, RequestArrived(request), [Prefill("r", "p", "long prompt")])
+    stalls.saw(2.0, Prefilled("r", "p", 2.0), [Dispatch("r", "d", "it has room", prefilled_at="p")])
+    stalls.saw(2.1, FirstTokenSeen("r", 2.1), [])
+    stalls.look(5.0)
+    (late,) = stalls.losses.late["p"]
+    assert late.cause is Cause.OWN_PREFILL

@@ -19,9 +19,9 @@ def worker(name: str = "w0", **of: Any) -> WorkerLook:
     return WorkerLook(id=name, model="m", **STEADY | of)
 
 
-def loss(cause: Cause, worker: str = "w0", promises: int = 20, **of: Any) -> Loss:
+def loss(cause: Cause, worker: str = "w0", promises: int = 20, gaps: int = 0) -> Loss:
     tiers, tenants = {"premium": promises}, {"acme": promises}
-    return Loss("m", worker, cause, promises, 0, 5.0, tiers, tenants, **of)
+    return Loss("m", worker, cause, promises, gaps, 5.0, tiers, tenants)
 
 
 def found(*workers: WorkerLook, losses: tuple[Loss, ...] = (), **of: Any) -> list[Finding]:
@@ -53,6 +53,8 @@ def test_few_lost_promises_are_no_trouble(cause: Cause) -> None:
         ({"silent_s": 3.0, "hang_s": 1.0}, "hung_worker"),
         ({"slow_s": 0.6, "slowdown": 2.5}, "slow_worker"),
         ({"slow_s": 0.6, "slowdown": 2.5, "foreign": 30}, "foreign_load"),
+        ({"slow_s": 0.6, "slowdown": 2.5, "foreign": 30, "hangs": 3}, "foreign_load"),
+        ({"silent_s": 3.0, "foreign": 30}, "hung_worker"),
         ({"seen_times": 2.0, "told_times": 1.0}, "slow_link"),
         ({"overhead_s": 0.4}, "slow_link"),
         ({"took_s": 0.8}, "slow_link"),
@@ -69,6 +71,19 @@ def test_a_trouble_that_shows_in_a_worker_is_found_before_it_costs_a_promise(
     assert finding.hurt.promises_lost == 0
     assert finding.evidence
     assert "w0" in finding.says
+
+
+def test_late_gaps_make_few_lost_promises_a_trouble_and_none_lost_never_are() -> None:
+    assert found(losses=(loss(Cause.OTHERS_PREFILL, promises=4, gaps=7),)) == []
+    assert kinds(losses=(loss(Cause.OTHERS_PREFILL, promises=4, gaps=8),)) == ["prefill_in_decode"]
+    assert found(losses=(loss(Cause.OTHERS_PREFILL, promises=0, gaps=90),)) == []
+
+
+def test_a_worker_that_may_be_far_away_is_not_called_slow_unless_its_engine_says_so() -> None:
+    sick: dict[str, Any] = {"slow_s": 0.6, "slowdown": 2.5, "took_worst_s": 1.2}
+    assert kinds(worker("w0", **sick), worker("w1"), worker("w2")) == []
+    told = sick | {"told_times": 2.0, "seen_times": 2.0}
+    assert kinds(worker("w0", **told), worker("w1"), worker("w2")) == ["slow_worker"]
 
 
 def test_a_worker_of_an_older_kind_is_slow_only_if_that_costs_promises() -> None:
@@ -137,9 +152,30 @@ def test_a_starved_prefill_pool_is_named() -> None:
     prefill = [worker(f"p{i}", role="prefill", ahead=40_000.0, budget=8192.0) for i in range(2)]
     decode = [worker(f"d{i}", role="decode", budget=8192.0) for i in range(2)]
     losses = (loss(Cause.OTHERS_PREFILL, "p0"), loss(Cause.GATEWAY_QUEUE, ""))
-    finding = found(*prefill, *decode, losses=losses)[0]
+    (finding,) = found(*prefill, *decode, losses=losses)
     assert finding.kind == "phase_imbalance"
     assert "for prefill" in finding.says
+    assert finding.hurt.promises_lost == 40
+
+
+def test_a_prefill_pool_whose_backlog_is_gone_was_starved_all_the_same() -> None:
+    fleet = worker("p0", role="prefill"), worker("d0", role="decode")
+    losses = (loss(Cause.OTHERS_PREFILL, "p0"), loss(Cause.OTHERS_PREFILL, "d0"))
+    assert kinds(*fleet, losses=losses) == ["phase_imbalance"]
+
+
+def test_prompts_among_the_decodes_of_a_decode_worker_are_no_want_of_prefill() -> None:
+    fleet = worker("p0", role="prefill"), worker("d0", role="decode")
+    losses = (loss(Cause.OTHERS_PREFILL, "d0"), loss(Cause.OWN_PREFILL, "p0"))
+    assert kinds(*fleet, losses=losses) == ["prefill_in_decode", "long_prompts"]
+
+
+def test_a_lost_promise_counts_for_one_finding_only() -> None:
+    fleet = worker("w0", streams=60), worker("w1", streams=5), worker("w2", streams=6)
+    losses = tuple(loss(cause, w) for cause in Cause for w in ("w0", "w1"))
+    findings = found(*fleet, losses=losses)
+    assert len(findings) > 5
+    assert sum(f.hurt.promises_lost for f in findings) <= sum(x.promises for x in losses)
 
 
 def test_a_worker_with_far_more_to_do_than_its_like_is_named() -> None:

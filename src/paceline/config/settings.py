@@ -11,7 +11,16 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta, field
 
-from paceline.config.values import Address, CollectorUrl, Digest, EngineUrl, Key, Secret
+from paceline.config.values import (
+    Address,
+    CollectorUrl,
+    Digest,
+    EngineUrl,
+    ExporterUrl,
+    Key,
+    Secret,
+)
+from paceline.domain.gpu import Gpus
 from paceline.domain.promise import Promise, Tenant, Tier
 from paceline.domain.worker import Worker
 
@@ -56,6 +65,19 @@ Megabytes = Annotated[float, Meta(gt=0, le=4096, description="megabytes as a num
 Kilobytes = Annotated[int, Meta(ge=1, le=1024, description="kilobytes as a whole number")]
 Count = Annotated[int, Meta(ge=1, le=10**12, description="a whole number")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port")]
+GpuIndex = Annotated[int, Meta(ge=0, le=1023, description="the number of a GPU")]
+
+
+class GpuSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Who tells of the GPUs that a worker runs on."""
+
+    url: ExporterUrl
+    """A DCGM exporter's; http or https, with or without `/metrics` at the end."""
+    indices: tuple[GpuIndex, ...] = ()
+    """The worker's own, as the exporter numbers them (`gpu="0"`); left out: all that it has."""
+
+    def told(self) -> Gpus:
+        return Gpus(str(self.url), self.indices)
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +111,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap_port: Port | None = None
     """Where workers meet for a hand-over by mooncake or sglang. Left out: SGLang is asked for it,
     and vLLM has 8998."""
+    gpus: GpuSettings | None = None
+    """Who tells of the GPUs that it runs on, as evidence when it is slow; left out: nobody."""
 
     @property
     def hands_over_by(self) -> Transfer | None:
@@ -374,6 +398,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 transfer=worker.hands_over_by or "",
                 lease_s=worker.lease_s,
                 bootstrap_port=worker.bootstrap_port or 0,
+                gpus=worker.gpus.told() if worker.gpus is not None else None,
             )
             for model in self.models
             for worker in model.workers

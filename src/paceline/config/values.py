@@ -82,6 +82,17 @@ class CollectorUrl(EngineUrl, frozen=True):
     expected = "the URL of a collector such as http://127.0.0.1:4318"
 
 
+class ExporterUrl(EngineUrl, frozen=True):
+    """Where a DCGM exporter tells of GPUs, with or without `/metrics` at the end."""
+
+    expected = "the URL of a DCGM exporter such as http://127.0.0.1:9400"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        url = super().parse(text)
+        return msgspec.structs.replace(url, path=url.path.removesuffix("/metrics"))
+
+
 class Secret:
     """A text that is told only when asked for: never by `repr`, a log line or an encoder."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.markup import Markup, join, tag
 
 WAYS = {

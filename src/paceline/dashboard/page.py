@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from paceline.dashboard import said, words
+from paceline import words
+from paceline.dashboard import said
 from paceline.dashboard.causes import hatches
 from paceline.dashboard.parts import View
 from paceline.dashboard.sections.accounts import cost, tenants

@@ -251,6 +251,8 @@ class Diagnosis(msgspec.Struct, frozen=True):
     promises_lost: int = 0
     findings: list[Finding] = []
     """Worst first."""
+    notes: list[str] = []
+    """Where the GPUs' utilisation misleads."""
 
 
 class Stall(msgspec.Struct, frozen=True):

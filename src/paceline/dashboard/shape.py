@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.said import Decision, Figures, Finding, Fleet, Stall, Summary, Tier, Worker
 
 TIGHT = 0.15
@@ -319,26 +319,4 @@ def _signed(cost: float) -> str:
 
 def evidence_of(finding: Finding) -> list[tuple[str, str]]:
     """Names and values, each in its unit if the name tells one."""
-    return [(_named(name), _valued(name, value)) for name, value in finding.evidence.items()]
-
-
-def _named(name: str) -> str:
-    for unit in ("_ms", "_s", "_share", "_tokens_per_s", "_per_s"):
-        if name.endswith(unit):
-            name = name.removesuffix(unit)
-            break
-    return name.replace("_", " ")
-
-
-def _valued(name: str, value: float | str | None) -> str:
-    if value is None or isinstance(value, str):
-        return value or words.NONE
-    if name.endswith("_ms"):
-        return words.seconds(value / 1e3)
-    if name.endswith("_per_s"):
-        return f"{words.count(value)}/s"
-    if name.endswith("_s"):
-        return words.seconds(value)
-    if name.endswith("_share"):
-        return words.percent(value)
-    return words.count(value) if value == int(value) else f"{value:.2f}"
+    return [words.evidence(name, value) for name, value in finding.evidence.items()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from paceline.domain.gpu import Gpus
+
 
 class Worker(msgspec.Struct, frozen=True):
     """One engine replica behind one URL, as configured and detected."""
@@ -29,6 +31,8 @@ class Worker(msgspec.Struct, frozen=True):
     """How long a prompt that was prefilled to be handed over is sure to be kept."""
     bootstrap_port: int = 0
     """Where workers find each other to hand over (mooncake, sglang); 0: as the engine has it."""
+    gpus: Gpus | None = None
+    """What it runs on, if somebody tells of that."""
 
     @property
     def name_there(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from paceline.domain.errors import (
     PacelineError,
     Unavailable,
 )
+from paceline.domain.gpu import Gpu
 from paceline.kernel import Kernel
 from paceline.kernel.timing import export, to_json
 from paceline.kernel.worker import Accuracy, WorkerState
@@ -72,8 +73,9 @@ def admin_app(
     operated: Operated,
     now: Callable[[], float],
     more: Iterable[Route] = (),
+    gpus: Callable[[str], Sequence[Gpu]] = lambda worker_id: (),
 ) -> Starlette:
-    """The admin application, with `more` that it answers."""
+    """The admin application, with `more` that it answers. `gpus`: what is known of a worker's."""
 
     async def fleet(request: Request) -> Response:
         models = {
@@ -93,7 +95,8 @@ def admin_app(
         """Between two workers the token streams go on."""
         views = []
         for worker in workers:
-            views.append(worker_view(worker, now()))
+            known = {"gpus_seen": msgspec.to_builtins(gpus(worker.worker.id))}
+            views.append(worker_view(worker, now()) | known)
             await asyncio.sleep(0)
         return views
 

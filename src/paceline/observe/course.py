@@ -23,6 +23,7 @@ class Course:
         "off_at",
         "off_because",
         "preemptions",
+        "prefilled_by",
         "queued_s",
         "ready_at",
         "request",
@@ -44,6 +45,8 @@ class Course:
         """Its first token on this worker."""
         self.handed_at = self.fetched_from = inf
         """When another worker was to prefill its prompt, and from when on that could be fetched."""
+        self.prefilled_by = ""
+        """That worker."""
         self.share = 1.0
         """Its own, of the prompt tokens that were then before that worker."""
         self.preemptions = 0
@@ -66,7 +69,8 @@ class Course:
     def handed(self, worker_id: str, share: float, now: float) -> None:
         """Another worker is to prefill its prompt. Of that worker's steps nothing is seen."""
         self.queued_s += now - self.ready_at
-        self.worker, self.share = worker_id, share
+        self.worker = self.prefilled_by = worker_id
+        self.share = share
         self.handed_at = self.ready_at = now
 
     def prefilled(self, at: float) -> None:

@@ -9,14 +9,17 @@ from typing import Any
 
 import msgspec
 
+from paceline.domain.gpu import Gpu
 from paceline.kernel import Kernel
 from paceline.kernel.watch import HANG_STEPS, LEAST_HANG_S, LEAST_SAMPLES
 from paceline.kernel.worker import WorkerState
 from paceline.observe.losses import WINDOW_S, Late
+from paceline.observe.overdue import overdue
 from paceline.observe.stalls import Stalls
 from paceline.observe.workers import Track
 from paceline.policy.causes import PREFILL, TOKENS, Cause
 from paceline.policy.diagnose import diagnose
+from paceline.policy.gpus import misleading
 from paceline.policy.look import Finding, Look, WorkerLook
 
 LAG_S = 10.0
@@ -38,17 +41,20 @@ class Diagnosis:
         stalls: Stalls,
         clocks: tuple[Callable[[], float], Callable[[], float]],
         refusals: Callable[[], Mapping[str, int]] = dict,
+        gpus: Callable[[str], Sequence[Gpu]] = lambda worker_id: (),
     ) -> None:
         """`clocks`: the host's, and the one on the wall. `refusals`: over a quota so far, by
-        tenant."""
+        tenant. `gpus`: what is known of a worker's."""
         self._kernel = kernel
         self._stalls = stalls
         self._now, self._wall = clocks
         self._refusals = refusals
+        self._gpus = gpus
         self._refused: list[tuple[float, Mapping[str, int]]] = []
         self._known: dict[tuple[str, str, str, str], tuple[float, float]] = {}
         """Troubles by what they are about: since when, and when last found."""
         self._found: list[Finding] = []
+        self._notes: list[str] = []
         self._found_at = -inf
 
     async def refreshed(self) -> list[Finding]:
@@ -64,7 +70,9 @@ class Diagnosis:
     def findings(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> list[Finding]:
         """What is wrong now, worst first. `workers`: as just looked at, if they were."""
         found, known = [], self._known
-        for finding in diagnose(self.look(now, workers)):
+        look = self.look(now, workers)
+        self._notes = list(misleading(look))
+        for finding in diagnose(look):
             since, last = known.get(finding.about, (finding.since, now))
             since = min(since, finding.since) if now - last < GONE_S else finding.since
             known[finding.about] = since, now
@@ -75,7 +83,9 @@ class Diagnosis:
     def _worker(self, worker_id: str, now: float) -> WorkerLook | None:
         """How a worker has been doing; None: it has left."""
         state, track = self._kernel.workers.get(worker_id), self._stalls.tracks.get(worker_id)
-        return worker_look(state, track or Track(), now) if state is not None else None
+        if state is None:
+            return None
+        return worker_look(state, track or Track(), now, self._gpus(worker_id))
 
     def look(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> Look:
         """All that findings rest on."""
@@ -87,7 +97,7 @@ class Diagnosis:
             window_s=WINDOW_S,
             requests=stalls.losses.requests(now),
             workers=[look for look in looks if look is not None],
-            losses=stalls.losses.recent(now),
+            losses=[*stalls.losses.recent(now), *overdue(stalls.under_way(), now)],
             waiting=kernel.held(),
             lag_share=sum(lags) / LAG_S,
             worst_lag_s=max(lags, default=0.0),
@@ -120,6 +130,7 @@ class Diagnosis:
             "requests": losses.requests(now),
             "promises_lost": sum(loss.promises for loss in losses.recent(now)),
             "findings": findings,
+            "notes": self._notes,
         }
 
     def stalls_json(self, worker: str | None, limit: int) -> dict[str, Any]:
@@ -151,7 +162,9 @@ def _late(late: Late, offset: float) -> dict[str, Any]:
     return {**shown, "at": late.at + offset, "streams": late.streams}
 
 
-def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
+def worker_look(
+    state: WorkerState, track: Track, now: float, gpus: Sequence[Gpu] = ()
+) -> WorkerLook:
     """How one worker has been doing."""
     report, ledger, worker = state.report, state.ledger, state.worker
     samples = track.samples
@@ -195,6 +208,7 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         budget=float(state.windows.budget),
         overhead_s=state.windows.overhead_s,
         took_s=min(track.took_s),
+        took_worst_s=max(track.took_s),
         kv_used=(report.kv_used or 0.0) if report else 0.0,
         preemptions=state.preemptions - first.preemptions if first else 0,
         waiting=(report.waiting or 0) if report else 0,
@@ -204,4 +218,5 @@ def worker_look(state: WorkerState, track: Track, now: float) -> WorkerLook:
         hits=hits - first.hits if first else 0.0,
         usual_hits=hits / queries if queries else 0.0,
         since=min((trouble.at for trouble in (*hangs, *lost)), default=0.0),
+        gpus=gpus,
     )

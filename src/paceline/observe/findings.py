@@ -18,7 +18,8 @@ def diagnosis_routes(diagnosis: Diagnosis) -> list[Route]:
     """Findings, and what they rest on."""
 
     async def findings(request: Request) -> Response:
-        """What is wrong, worst first: evidence, since when, who is hurt, a remedy."""
+        """What is wrong, worst first: evidence, since when, who is hurt, a remedy; and in `notes`
+        where the GPUs' utilisation misleads."""
         return _json(await diagnosis.to_json())
 
     async def stalls(request: Request) -> Response:

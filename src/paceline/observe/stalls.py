@@ -37,6 +37,7 @@ from paceline.observe.timeline import PATIENCE_S, REPORT_S, LateStep, Mark, betw
 from paceline.observe.workers import Track, look_at
 from paceline.policy.causes import (
     NOTHING,
+    PROMPT_CAUSES,
     Cause,
     Split,
     Sums,
@@ -104,6 +105,10 @@ class Stalls:
     def lag(self, at: float, seconds: float) -> None:
         """The event loop came to what was due so many seconds late."""
         self.lags.add(at, seconds)
+
+    def under_way(self) -> list[Course]:
+        known = self._kernel.requests
+        return [course for name, course in self._courses.items() if name in known]
 
     def look(self, now: float) -> None:
         """Some time has passed."""
@@ -271,7 +276,7 @@ class Stalls:
             return
         course.broken = True
         queued_s, uncached, extra, of = course.queued_s, course.uncached, course.extra, course.of
-        course.extra, fetched_from = {}, course.fetched_from
+        course.extra, fetched_from, prefilled_by = {}, course.fetched_from, course.prefilled_by
         budget = track.timeline.speed.budget
 
         def explain() -> None:
@@ -282,7 +287,9 @@ class Stalls:
             else:
                 there_s, waits = mark.at - sent.at, _has_queue(track)
                 split = of_first_token(queued_s, there_s, sums, uncached, budget, waits)
-            self._lost(mark.at, "first_token", seconds, add(split, extra), allowed_s, of, 1)
+            elsewhere = dominant(add(split, extra)) in PROMPT_CAUSES and fetched_from < inf
+            where = (*of[:-1], prefilled_by) if elsewhere else of
+            self._lost(mark.at, "first_token", seconds, split, allowed_s, where, 1)
 
         track.pending.append((mark, explain))
 

@@ -80,6 +80,7 @@ prefilled, their number, and the seconds that they would have taken at their wor
 BATCH, PREFILL, SLOW, LINK, GATEWAY, HANG, AGAIN, TOKENS, STEPS, AT_BEST = range(10)
 NOTHING: Sums = [0.0] * 10
 NECESSARY = (Cause.BATCH, Cause.OWN_PREFILL)
+PROMPT_CAUSES = (Cause.OWN_PREFILL, Cause.OTHERS_PREFILL)
 
 
 class Speed(msgspec.Struct, frozen=True, gc=False):

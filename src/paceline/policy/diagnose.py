@@ -15,6 +15,7 @@ from statistics import median
 import msgspec
 
 from paceline.policy.causes import Cause
+from paceline.policy.gpus import activity
 from paceline.policy.look import (
     LEAST_LOST,
     LOST_SHARE,
@@ -29,10 +30,8 @@ from paceline.policy.look import (
     rounded,
 )
 from paceline.policy.unwell import (
-    PROMPT_CAUSES,
     cache_thrash,
     hung_workers,
-    kv_is_short,
     kv_pressure,
     lost_workers,
     slow_links,
@@ -52,8 +51,17 @@ CONSEQUENCES = frozenset(("fleet_full", "engine_queue", "unbalanced_routing"))
 
 
 def diagnose(look: Look) -> list[Finding]:
-    """All troubles, those that cost most promises first."""
-    findings = [finding for check in CHECKS for finding in check(look)]
+    """All troubles, those that cost most promises first.
+
+    A lost promise counts for one of them: the first in the order of checks that explains it.
+    """
+    findings: list[Finding] = []
+    for check in CHECKS:
+        new = list(check(look))
+        findings += new
+        if new:
+            rest = [loss for loss in look.losses if not any(f.explains(loss) for f in new)]
+            look = msgspec.structs.replace(look, losses=rest)
     short = {finding.model for finding in findings if finding.kind in CAUSES}
     findings.sort(
         key=lambda f: (
@@ -67,7 +75,10 @@ def diagnose(look: Look) -> list[Finding]:
 
 # What shows in what it costs.
 
-FIRST_TOKEN_CAUSES = (Cause.GATEWAY_QUEUE, Cause.ENGINE_QUEUE, *PROMPT_CAUSES)
+WAITED = (Cause.GATEWAY_QUEUE, Cause.ENGINE_QUEUE, Cause.OTHERS_PREFILL)
+"""What makes first tokens late where too little is prefilled, one's own prompt apart."""
+BACKLOG_STEPS = 2.0
+"""Steps of prompts before a prefill worker from which on it is short."""
 
 
 class Costly(msgspec.Struct, frozen=True):
@@ -120,10 +131,6 @@ COSTLY = (
 
 def costly(look: Look) -> Iterator[Finding]:
     """What broke promises, and where?"""
-    full = [w.id for w in look.workers if kv_is_short(look, w)]
-    queued = (Cause.ENGINE_QUEUE, Cause.PREEMPTION)
-    losses = [x for x in look.losses if x.cause not in queued or x.worker not in full]
-    look = msgspec.structs.replace(look, losses=losses)  # without what `kv_pressure` has named
     for model in sorted({loss.model for loss in look.losses}):
         for trouble in COSTLY:
             lost = hurt_by(look, trouble.causes, model)
@@ -147,6 +154,7 @@ def costly(look: Look) -> Iterator[Finding]:
                 remedy=trouble.remedy,
                 evidence=rounded(_load(look, model, worker)),
                 hurt=lost,
+                causes=trouble.causes,
             )
 
 
@@ -172,8 +180,9 @@ def _load(look: Look, model: str, worker: WorkerLook | None) -> Evidence:
         "waiting_at_gateway": look.waiting.get(model, 0),
         "waiting_in_engines": sum(w.waiting for w in seen),
         "streams_a_worker": sum(w.streams for w in seen) / count,
-        "prefill_share_of_time": sum(w.prefill_share for w in seen) / count,
-        "kv_used": max((w.kv_used for w in seen), default=0.0),
+        "prefill_time_share": sum(w.prefill_share for w in seen) / count,
+        "kv_used_share": max((w.kv_used for w in seen), default=0.0),
+        **activity([gpu for w in seen for gpu in w.gpus]),
     }
 
 
@@ -185,12 +194,13 @@ def phase_imbalance(look: Look) -> Iterator[Finding]:
         decoding = [w for w in of if w.role == "decode"]
         if not prefilling or not decoding:
             continue
-        first = hurt_by(look, (*FIRST_TOKEN_CAUSES, Cause.TRANSFER), model)
-        later = hurt_by(look, (Cause.BATCH, Cause.PREEMPTION), model)
         backlog = sum(w.ahead for w in prefilling) / len(prefilling)
+        waited = sum(_lost(look, w, WAITED) for w in prefilling)
         steps_ahead = backlog / max(min(w.budget for w in prefilling), 1.0)
-        short = "prefill" if steps_ahead > 2.0 else "decode"
-        lost = first if short == "prefill" else later
+        crowded = (Cause.BATCH, Cause.PREEMPTION)
+        starved = steps_ahead > BACKLOG_STEPS or waited > sum(_lost(look, w, crowded) for w in of)
+        short, causes = ("prefill", WAITED) if starved else ("decode", crowded)
+        lost = hurt_by(look, causes, model)
         if not matters(look, lost):
             continue
         yield Finding(
@@ -200,14 +210,21 @@ def phase_imbalance(look: Look) -> Iterator[Finding]:
             says=f"{model} has too few workers for {short}: {lost.promises_lost} promises were "
             f"broken while the others keep up.",
             remedy=f"Give {short} more workers, or let some serve both.",
-            evidence={
-                "prefill_workers": len(prefilling),
-                "decode_workers": len(decoding),
-                "prompt_tokens_ahead_a_prefill_worker": backlog,
-                "streams_a_decode_worker": sum(w.streams for w in decoding) / len(decoding),
-            },
+            evidence=rounded(
+                {
+                    "prefill_workers": len(prefilling),
+                    "decode_workers": len(decoding),
+                    "prompt_tokens_ahead_a_prefill_worker": backlog,
+                    "streams_a_decode_worker": sum(w.streams for w in decoding) / len(decoding),
+                }
+            ),
             hurt=lost,
+            causes=causes,
         )
+
+
+def _lost(look: Look, worker: WorkerLook, causes: Sequence[Cause]) -> int:
+    return hurt_by(look, causes, worker.model, worker.id).promises_lost
 
 
 def unbalanced(look: Look) -> Iterator[Finding]:
@@ -251,14 +268,16 @@ def gateway_saturated(look: Look) -> Iterator[Finding]:
         says=f"The gateway came to its own work {1e3 * look.worst_lag_s:.0f} ms late at worst, "
         f"and was late for {look.lag_share:.0%} of the time.",
         remedy="Give the gateway a CPU core of its own, or run several gateways.",
-        evidence={"late_share_of_time": look.lag_share, "worst_ms": 1e3 * look.worst_lag_s},
+        evidence=rounded({"late_time_share": look.lag_share, "worst_ms": 1e3 * look.worst_lag_s}),
         hurt=Hurt(
             promises,
             sum(loss.seconds for loss in losses),
+            sum(loss.gaps for loss in losses),
             sum(w.streams for w in look.workers),
             dict(tiers),
             dict(tenants),
         ),
+        causes=(Cause.GATEWAY,),
     )
 
 

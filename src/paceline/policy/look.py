@@ -7,11 +7,16 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from paceline.domain.gpu import Gpu
 from paceline.policy.causes import Cause
 
 LOST_SHARE = 0.02
 LEAST_LOST = 5
-"""Promises that must be lost to a cause, of all requests of the window, for it to be a trouble."""
+"""Promises that must be lost to a cause, of all requests of the window, for it to be a trouble;"""
+GAP_WORTH = 0.25
+"""of which a late gap that has broken none is worth so much: it shows the same;"""
+SURELY_LOST = 2
+"""but so many must be lost in any case."""
 
 Evidence = dict[str, float | str]
 
@@ -79,7 +84,9 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     budget: float = 0.0
     overhead_s: float = 0.0
     took_s: float = 0.0
-    """How long it takes to ask it how it is."""
+    """How long it takes to ask it how it is, the last two times at least..."""
+    took_worst_s: float = 0.0
+    """...and at worst."""
     kv_used: float = 0.0
     preemptions: int = 0
     waiting: int = 0
@@ -94,6 +101,8 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     """Share of prompt tokens found in its cache, since it runs."""
     since: float = 0.0
     """When its trouble began, if it has any."""
+    gpus: Sequence[Gpu] = ()
+    """That it runs on, if somebody tells of them; with a lowered clock, as they were then."""
 
     @property
     def times(self) -> float:
@@ -129,6 +138,8 @@ class Hurt(msgspec.Struct, frozen=True):
 
     promises_lost: int = 0
     seconds_lost: float = 0.0
+    late_gaps: int = 0
+    """Of streams, each time; first tokens and answers that were late count as one."""
     streams: int = 0
     """That are there now."""
     tiers: dict[str, int] = msgspec.field(default_factory=dict)
@@ -148,11 +159,21 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str
     evidence: Evidence
     hurt: Hurt
+    causes: tuple[Cause, ...] = ()
+    """Of late tokens, that it explains."""
 
     @property
     def about(self) -> tuple[str, str, str, str]:
         """What stays the same while it lasts."""
         return self.kind, self.model, self.worker, self.tenant
+
+    def explains(self, loss: Loss) -> bool:
+        """Is it why this was lost?"""
+        return (
+            loss.cause in self.causes
+            and self.model in ("", loss.model)
+            and self.worker in ("", loss.worker)
+        )
 
 
 def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -> Hurt:
@@ -171,6 +192,7 @@ def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -
     return Hurt(
         sum(loss.promises for loss in losses),
         sum(loss.seconds for loss in losses),
+        sum(loss.gaps for loss in losses),
         sum(w.streams for w in look.workers if w.model == model and worker in ("", w.id)),
         dict(tiers),
         dict(tenants),
@@ -179,14 +201,16 @@ def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -
 
 def matters(look: Look, lost: Hurt) -> bool:
     """Is it more than what no fleet can help?"""
-    return lost.promises_lost >= max(LEAST_LOST, LOST_SHARE * look.requests)
+    further = max(lost.late_gaps - lost.promises_lost, 0)
+    enough = lost.promises_lost + GAP_WORTH * further >= LEAST_LOST
+    return enough and lost.promises_lost >= max(SURELY_LOST, LOST_SHARE * look.requests)
 
 
 def found(
     look: Look,
     worker: WorkerLook,
     kind: str,
-    causes: Iterable[Cause],
+    causes: Sequence[Cause],
     says: str,
     remedy: str,
     **evidence: float | str,
@@ -202,6 +226,7 @@ def found(
         remedy=remedy,
         evidence=rounded(evidence),
         hurt=hurt_by(look, causes, worker.model, worker.id),
+        causes=tuple(causes),
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from paceline.policy.causes import Cause
+from paceline.policy.causes import PROMPT_CAUSES, Cause
+from paceline.policy.gpus import with_gpus
 from paceline.policy.look import Finding, Look, WorkerLook, found, hurt_by, matters
 
 SLOW = 1.4
@@ -32,7 +33,6 @@ THRASH_TOKENS = 2000.0
 """...and prompt tokens that must have been looked up for it to be seen."""
 FULL = 0.9
 """Share of a KV cache in use from which on it is full."""
-PROMPT_CAUSES = (Cause.OWN_PREFILL, Cause.OTHERS_PREFILL)
 
 
 def lost_workers(look: Look) -> Iterator[Finding]:
@@ -40,7 +40,7 @@ def lost_workers(look: Look) -> Iterator[Finding]:
     for w in look.workers:
         if not w.healthy or (w.failed >= FAILED and not w.hangs):
             why = w.because or w.failure
-            yield found(
+            finding = found(
                 look,
                 w,
                 "lost_worker",
@@ -50,18 +50,24 @@ def lost_workers(look: Look) -> Iterator[Finding]:
                 requests_failed=w.failed,
                 last_reason=w.failure or w.because,
             )
+            yield with_gpus(finding, w)
 
 
 def hung_workers(look: Look) -> Iterator[Finding]:
     """Who answers, and does nothing?"""
     for w in look.workers:
-        if w.healthy and (w.hangs or w.silent_s > w.hang_s) and not _is_far(look, w):
+        silent = w.silent_s > w.hang_s
+        if w.healthy and (w.hangs or silent) and not _is_far(look, w, w.took_s):
+            times = max(w.times, w.times_itself)
+            if not silent and times >= SLOW and _are_strangers(w, w.foreign):
+                yield foreign_load(look, w, times)  # it was busy with them
+                continue
             says = (
                 f"{w.id} has given no token for {w.silent_s:.1f} s, though it has work."
-                if w.silent_s > w.hang_s
+                if silent
                 else f"{w.id} hung: {w.hangs} requests were taken off it."
             )
-            yield found(
+            finding = found(
                 look,
                 w,
                 "hung_worker",
@@ -72,6 +78,7 @@ def hung_workers(look: Look) -> Iterator[Finding]:
                 requests_taken_off=w.hangs,
                 requests_there=w.streams + w.arriving,
             )
+            yield with_gpus(finding, w)
 
 
 def slow_workers(look: Look) -> Iterator[Finding]:
@@ -79,6 +86,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
     for w in look.workers:
         known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
         denied = 0.0 < w.told_times < SURELY  # by the engine, at least until its last report
+        denied |= w.told_times == 0.0 and _is_far(look, w, w.took_worst_s)  # it cannot tell in time
         if not known or denied or w.hangs:
             continue
         worse = w.times_itself >= SLOW and w.slowdown >= SURELY  # than it was
@@ -91,7 +99,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 continue
             if _are_strangers(w, w.perhaps_foreign):
                 continue  # its next report will tell
-            yield found(
+            finding = found(
                 look,
                 w,
                 "slow_worker",
@@ -102,8 +110,9 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 step_ms=1e3 * (w.normal_s + w.slow_s) / w.steps,
                 normal_step_ms=1e3 * w.normal_s / w.steps,
                 slowdown_now=w.slowdown,
-                seen_s_ago=w.stepped_s,
+                last_step_ago_s=w.stepped_s,
             )
+            yield with_gpus(finding, w)
 
 
 def _are_strangers(w: WorkerLook, requests: int) -> bool:
@@ -116,7 +125,7 @@ def foreign_load(look: Look, w: WorkerLook, times: float) -> Finding:
         look,
         w,
         "foreign_load",
-        (Cause.SLOW_WORKER, Cause.ENGINE_QUEUE),
+        (Cause.SLOW_WORKER, Cause.ENGINE_QUEUE, *((Cause.HANG, Cause.LOST_WORKER) * bool(w.hangs))),
         f"{w.id} has {w.foreign} requests that did not come through this gateway; its steps take "
         f"{times:.1f} times as long as they would.",
         "Let all clients of the engine ask this gateway, or give them engines of their own.",
@@ -140,7 +149,7 @@ def kv_pressure(look: Look) -> Iterator[Finding]:
                 "Give the engine more KV cache (memory utilisation, FP8 cache), let it take fewer "
                 "sequences at once, or add workers.",
                 preemptions=w.preemptions,
-                kv_used=w.kv_used,
+                kv_used_share=w.kv_used,
                 engine_waiting=w.waiting,
             )
 
@@ -175,7 +184,7 @@ def cache_thrash(look: Look) -> Iterator[Finding]:
                 "Give the engine more KV cache, or spread conversations over more workers.",
                 hits_share=share,
                 usual_hits_share=w.usual_hits,
-                kv_used=w.kv_used,
+                kv_used_share=w.kv_used,
             )
 
 
@@ -184,11 +193,11 @@ def _others(look: Look, w: WorkerLook) -> list[WorkerLook]:
     return [o for o in look.workers if o.model == w.model and o.id != w.id and o.steps]
 
 
-def _is_far(look: Look, w: WorkerLook) -> bool:
+def _is_far(look: Look, w: WorkerLook, took_s: float) -> bool:
     """Does it take far longer to be asked how it is than others? Then it does not hang."""
     others = _others(look, w)
     usual_s = median([o.took_s for o in others]) if others else 0.0
-    return bool(others) and w.took_s > max(usual_s + ASKED_S, AWAY_TIMES * usual_s)
+    return bool(others) and took_s > max(usual_s + ASKED_S, AWAY_TIMES * usual_s)
 
 
 def slow_links(look: Look) -> Iterator[Finding]:
@@ -200,7 +209,7 @@ def slow_links(look: Look) -> Iterator[Finding]:
         held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
         late = others and w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
-        if late or held_up or _is_far(look, w) or matters(look, lost):
+        if late or held_up or _is_far(look, w, w.took_s) or matters(look, lost):
             yield found(
                 look,
                 w,
@@ -214,7 +223,7 @@ def slow_links(look: Look) -> Iterator[Finding]:
                 overhead_ms=1e3 * w.overhead_s,
                 overhead_elsewhere_ms=1e3 * usual_s,
                 asking_ms=1e3 * w.took_s,
-                asking_ms_elsewhere=1e3 * usual_took_s,
+                asking_elsewhere_ms=1e3 * usual_took_s,
                 gaps_times_as_long=w.seen_times,
                 by_the_engines_measure=w.told_times,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.parts import bar, empty, missing, section, table
 from paceline.dashboard.said import Cost, Figures, Spent, Summary, Tenant, Tenants
 from paceline.dashboard.source import Missing

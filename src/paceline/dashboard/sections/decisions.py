@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.parts import View, chips, empty, missing, section, table
 from paceline.dashboard.said import Decisions
 from paceline.dashboard.shape import KINDS, Choice, choices

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.parts import View, missing, section
 from paceline.dashboard.said import Diagnosis, Finding
 from paceline.dashboard.shape import evidence_of
@@ -15,17 +15,18 @@ MOST = 5
 def findings(answer: Diagnosis | Missing, view: View) -> Markup:
     if isinstance(answer, Missing):
         return section("findings", "Findings", missing(answer, "diagnosis"))
+    notes = [tag("p", note, class_="note") for note in answer.notes]
     over = f"{words.counted(answer.requests, 'request')} in {words.span(answer.window_s or 30)}"
     if not answer.findings:
         lost = f", {words.counted(answer.promises_lost, 'promise')} broken"
         calm = tag("p", tag("b", "Nothing found."), f" {over}{lost}.", class_="calm")
-        return section("findings", "Findings", calm)
+        return section("findings", "Findings", calm, *notes)
     cards = [_card(finding, answer.at, view) for finding in answer.findings[:MOST]]
     more = len(answer.findings) - len(cards)
     note = f"{over}, {words.counted(answer.promises_lost, 'promise')} broken"
     told = [tag("p", f"and {more} more, in paceline diagnose", class_="note")] if more > 0 else []
     shown = tag("ol", *cards, class_="findings")
-    return section("findings", "Findings", shown, *told, note=note)
+    return section("findings", "Findings", shown, *told, *notes, note=note)
 
 
 def _card(finding: Finding, at: float, view: View) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.parts import View, bar, chips, empty, missing, section, short_names
 from paceline.dashboard.said import Fleet
 from paceline.dashboard.shape import STATES, Tile, tally, tiles, workers_of

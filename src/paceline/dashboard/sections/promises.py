@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.parts import bar, empty, missing, section, table
 from paceline.dashboard.said import Quantiles, Summary, Tiers
 from paceline.dashboard.shape import Standing, Window, standings

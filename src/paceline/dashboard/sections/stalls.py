@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import log
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.causes import look, named
 from paceline.dashboard.parts import View, empty, missing, section, short_names, table
 from paceline.dashboard.said import Stall, Stalls

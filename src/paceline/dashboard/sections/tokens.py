@@ -7,7 +7,7 @@ from math import ceil, log, log2
 
 import msgspec
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.heat import LEVELS, Heat, heat
 from paceline.dashboard.parts import SPANS, View, chips, empty, missing, section
 from paceline.dashboard.said import History, Tier, Tiers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paceline.dashboard import words
+from paceline import words
 from paceline.dashboard.parts import View, empty, missing, section
 from paceline.dashboard.said import Accuracy, Fleet, History, Stalls, Tiers, Worker
 from paceline.dashboard.sections.stalls import newest, timeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import localtime, strftime
 
 NONE = "–"
@@ -73,6 +74,22 @@ def counted(number: float, one: str, many: str = "") -> str:
     return f"{count(number)} {one if number == 1 else many or one + 's'}"
 
 
+def evidence(name: str, value: float | str | None) -> tuple[str, str]:
+    """A figure with its unit, as far as its name ends with one, and the name without it."""
+    said: Callable[[float], str] = plain
+    for unit, said_so in UNITS.items():
+        if name.endswith(unit):
+            name, said = name.removesuffix(unit), said_so
+            break
+    told = NONE if value is None else value if isinstance(value, str) else said(value)
+    return " ".join(SHORT.get(word, word) for word in name.split("_")), told or NONE
+
+
+def plain(value: float) -> str:
+    """A number of whatever it is."""
+    return count(value) if value == int(value) or value >= 10_000 else f"{value:.3g}"
+
+
 def clock(unix: float) -> str:
     """The time of day, as it is here."""
     return strftime("%H:%M:%S", localtime(unix))
@@ -101,3 +118,16 @@ CAUSES = {
     "kv_pressure": "KV cache under pressure",
 }
 """Causes of late tokens, and kinds of findings that say it better so."""
+
+SHORT = {"gpu": "GPU", "kv": "KV", "sm": "SM", "xid": "XID"}
+UNITS: dict[str, Callable[[float], str]] = {
+    "_tokens_per_s": lambda value: f"{count(value)} tokens/s",
+    "_per_s": lambda value: f"{count(value)}/s",
+    "_mhz": lambda value: f"{value:,.0f} MHz",
+    "_ms": lambda value: seconds(value / 1e3),
+    "_share": percent,
+    "_c": lambda value: f"{value:.0f} °C",
+    "_w": lambda value: f"{value:,.0f} W",
+    "_s": seconds,
+}
+"""How figures of evidence are said, by the end of their name; the longer ones first."""
