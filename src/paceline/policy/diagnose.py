@@ -26,6 +26,7 @@ from paceline.policy.look import (
     found,
     hurt_by,
     matters,
+    promises_lost,
     rounded,
 )
 from paceline.policy.unwell import (
@@ -213,7 +214,10 @@ def phase_imbalance(look: Look) -> Iterator[Finding]:
 def unbalanced(look: Look) -> Iterator[Finding]:
     """Has one worker far more to do than its like, and loses promises by it?"""
     causes = (Cause.BATCH, Cause.ENGINE_QUEUE, Cause.OTHERS_PREFILL, Cause.PREEMPTION)
+    lost_on = promises_lost(look, causes)
     for w in look.workers:
+        if lost_on[w.id] < LEAST_LOST:
+            continue
         like = [o for o in look.workers if o.model == w.model and o.role == w.role and o.healthy]
         others = [o.streams + o.arriving for o in like if o.id != w.id]
         mine, lost = w.streams + w.arriving, hurt_by(look, causes, w.model, w.id)

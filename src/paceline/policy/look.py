@@ -177,6 +177,15 @@ def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -
     )
 
 
+def promises_lost(look: Look, causes: Iterable[Cause]) -> Counter[str]:
+    """What these causes broke, by worker: on most of them nothing that is worth a closer look."""
+    wanted, lost = set(causes), Counter[str]()
+    for loss in look.losses:
+        if loss.cause in wanted:
+            lost[loss.worker] += loss.promises
+    return lost
+
+
 def matters(look: Look, lost: Hurt) -> bool:
     """Is it more than what no fleet can help?"""
     return lost.promises_lost >= max(LEAST_LOST, LOST_SHARE * look.requests)
