@@ -85,21 +85,18 @@ class Stalls:
         }
 
     def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
-        """The kernel has handled a fact. What is explained here is not worth a stream."""
+        """The kernel has handled a fact."""
         try:
-            self._saw(now, fact, commands)
-        except Exception:
+            handler = self._handlers.get(type(fact))
+            if handler is not None:
+                handler(fact, now)
+            for command in commands:
+                self._commanded(command, now)
+            if now >= self._look_at:
+                self._look_at = now + LOOK_S
+                self.look(now)
+        except Exception:  # what is explained here is not worth a stream
             log.exception("a bug kept something late from being explained")
-
-    def _saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
-        handler = self._handlers.get(type(fact))
-        if handler is not None:
-            handler(fact, now)
-        for command in commands:
-            self._commanded(command, now)
-        if now >= self._look_at:
-            self._look_at = now + LOOK_S
-            self.look(now)
 
     def lag(self, at: float, seconds: float) -> None:
         """The event loop came to what was due so many seconds late."""
@@ -139,7 +136,9 @@ class Stalls:
         track.learn(state)
         while settled:
             step = settled.popleft()
-            lag_s = self.lags.between(step.began_at, step.ended_at)
+            began_at = step.began_at
+            late = began_at <= self.lags.last_at
+            lag_s = self.lags.between(began_at, step.ended_at) if late else 0.0
             timeline.stepped(step, lag_s, self._floor_s)
         if timeline.late or track.pending:
             self._explain(track, now)
@@ -153,7 +152,7 @@ class Stalls:
         for late in track.timeline.explained(now):
             self._late_step(track, late)
         pending = track.pending
-        while pending and pending[0][0].sums is not None:
+        while pending and pending[0][0].after is not None:
             pending.popleft()[1]()
 
     def _late_step(self, track: Track, late: LateStep) -> None:
@@ -205,7 +204,7 @@ class Stalls:
 
     def _arrived(self, fact: RequestArrived, now: float) -> None:
         request = fact.request
-        self._courses.setdefault(request.id, Course(request, now))
+        self._courses.setdefault(request.id, Course(request, now, now))
         self._floor_s = min(self._floor_s, late_after_s(request.promise))
 
     def _commanded(self, command: Command, now: float) -> None:
