@@ -88,7 +88,7 @@ class Observing:
         host.observers = observers
         self._over: list[tuple[Exchange, Outcome]] = []
         """Of which nobody has been told yet."""
-        self.metrics.before_reading = self._tell
+        self.metrics.before_reading = self._catch_up
         self.routes: list[Route] = [
             *diagnosis_routes(self._diagnosis),
             *cluster_routes(self._cluster, kernel, GAP_BOUNDS, time),
@@ -121,6 +121,11 @@ class Observing:
             request_lines((unix_at_0 + x.done_at, outcome) for x, outcome in over)
         except Exception:  # what is counted is not worth a stream
             log.exception("a bug kept some requests from being counted")
+
+    def _catch_up(self) -> None:
+        """Somebody wants to know."""
+        self._tell()
+        self._stalls.catch_up(monotonic())
 
     def turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
         """A request is turned away, or off its worker and not over."""

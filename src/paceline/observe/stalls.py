@@ -50,6 +50,8 @@ from paceline.policy.causes import (
 
 LOOK_S = 1.0
 """How often the workers are looked at."""
+AT_ONCE = 8
+"""Steps of a worker that are taken in together while nothing is late: that takes half as long."""
 ALONE = 1.5
 """Times the longest gap of all streams that a single one's gap must be to be its own."""
 
@@ -105,6 +107,7 @@ class Stalls:
     def look(self, now: float) -> None:
         """Some time has passed."""
         workers = self._kernel.workers
+        self.catch_up(now)
         while self._doubts and self._doubts[0][0] <= now:
             self._doubts.popleft()[1]()
         for track in self.tracks.values():
@@ -131,14 +134,31 @@ class Stalls:
         state = self._kernel.workers.get(fact.worker_id)
         if state is None:
             return
-        track, settled = self._track(fact.worker_id), state.windows.settled
-        timeline = track.timeline
+        track = self._track(fact.worker_id)
+        track.state = state
+        track.unread += 1
+        if track.unread >= AT_ONCE or track.timeline.late or track.pending:
+            self._take_in(track, now)
+
+    def catch_up(self, now: float) -> None:
+        """Take in all that was seen: somebody wants to know."""
+        for track in self.tracks.values():
+            if track.unread:
+                self._take_in(track, now)
+
+    def _take_in(self, track: Track, now: float) -> None:
+        """A worker's last steps. The kernel keeps them until then."""
+        state, timeline, lags = track.state, track.timeline, self.lags
+        if state is None:
+            return
+        track.unread = 0
         track.learn(state)
+        settled = state.windows.settled
         while settled:
             step = settled.popleft()
             began_at = step.began_at
-            late = began_at <= self.lags.last_at
-            lag_s = self.lags.between(began_at, step.ended_at) if late else 0.0
+            late = began_at <= lags.last_at
+            lag_s = lags.between(began_at, step.ended_at) if late else 0.0
             timeline.stepped(step, lag_s, self._floor_s)
         if timeline.late or track.pending:
             self._explain(track, now)
@@ -146,7 +166,9 @@ class Stalls:
     def _reported(self, fact: WorkerReported, now: float) -> None:
         state = self._kernel.workers.get(fact.worker_id)
         if state is not None:
-            self._track(fact.worker_id).reported(state, fact.report)
+            track = self._track(fact.worker_id)
+            self._take_in(track, now)
+            track.reported(state, fact.report)
 
     def _explain(self, track: Track, now: float) -> None:
         for late in track.timeline.explained(now):
@@ -413,7 +435,9 @@ class Stalls:
 
     def _off(self, course: Course, now: float) -> None:
         """It is no longer on its worker, and goes on elsewhere."""
-        timeline = self._track(course.worker).timeline
+        track = self._track(course.worker)
+        self._take_in(track, now)
+        timeline = track.timeline
         if course.begun is not None:
             end = timeline.mark(now)
             course.legs.append((course.begun, end))

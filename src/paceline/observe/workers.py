@@ -57,6 +57,8 @@ class Track:
     def __init__(self) -> None:
         self.timeline = Timeline()
         self.state: WorkerState | None = None
+        self.unread = 0
+        """Steps seen that are not taken in yet."""
         self.pending: deque[tuple[Mark, Callable[[], None]]] = deque(maxlen=MOST_PENDING)
         """What can be explained once the mark is known."""
         self.samples: deque[Sample] = deque(maxlen=int(WINDOW_S) + 1)
