@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from math import inf
 from typing import get_args, get_type_hints
 
 import pytest
@@ -113,6 +114,23 @@ def test_times_are_told_to_the_microsecond() -> None:
     configure(stream=out)
     request_lines([(0.0, replace(OUTCOME, ttft_s=0.1 + 0.2))])
     assert b'"ttft_s":0.3,' in out.getvalue()
+
+
+def test_what_would_take_for_ever_is_told_as_unknown() -> None:
+    out = io.BytesIO()
+    never = Prediction(ttft_s=inf, itl_s=0.02, headroom=-inf)
+    configure(stream=out)
+    request_lines([(0.0, replace(OUTCOME, predicted=never))])
+    assert json.loads(out.getvalue())["predicted_ttft_s"] is None
+
+
+def test_each_line_has_the_time_of_its_request() -> None:
+    out = io.BytesIO()
+    configure(stream=out)
+    request_lines([(0.25, OUTCOME), (86400.0, named("m"))])
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert first["timestamp"] == "1970-01-01T00:00:00.250000Z"
+    assert (second["timestamp"], second["model"]) == ("1970-01-02T00:00:00Z", "m")
 
 
 @given(st.text())

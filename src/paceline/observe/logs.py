@@ -69,6 +69,9 @@ def configure(
     return log
 
 
+FOREVER_S = 1e9
+
+
 class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     """What became of a request; fields of which nothing is known are left out.
 
@@ -128,7 +131,7 @@ def _line(at: float, outcome: Outcome) -> RequestLine:
         to_model=given.model if given is not None else "",
         worker=outcome.worker,
         prefilled_at=outcome.prefilled_at,
-        prefill_s=round(outcome.prefill_s, 6) or None,  # digits after µs are noise
+        prefill_s=_to_us(outcome.prefill_s) or None,
         status=outcome.status,
         error=outcome.error,
         because=outcome.because,
@@ -136,13 +139,13 @@ def _line(at: float, outcome: Outcome) -> RequestLine:
         moved=outcome.moved,
         paused=outcome.paused,
         kept=outcome.kept,
-        queued_s=round(outcome.queued_s, 6),
-        predicted_ttft_s=round(predicted.ttft_s, 6) if predicted is not None else None,
-        ttft_s=round(outcome.ttft_s, 6),
-        predicted_itl_s=round(predicted.itl_s, 6) if predicted is not None else None,
-        itl_s=round(outcome.itl_s, 6),
-        stall_s=round(outcome.stall_s, 6),
-        seconds=round(outcome.seconds, 6),
+        queued_s=_to_us(outcome.queued_s),
+        predicted_ttft_s=_to_us(predicted.ttft_s) if predicted is not None else None,
+        ttft_s=_to_us(outcome.ttft_s),
+        predicted_itl_s=_to_us(predicted.itl_s) if predicted is not None else None,
+        itl_s=_to_us(outcome.itl_s),
+        stall_s=_to_us(outcome.stall_s),
+        seconds=_to_us(outcome.seconds),
         prompt_bytes=request.prompt_bytes,
         prompt_tokens=outcome.prompt_tokens,
         cached_tokens=outcome.cached_tokens,
@@ -151,6 +154,11 @@ def _line(at: float, outcome: Outcome) -> RequestLine:
         level="info",
         timestamp=datetime.fromtimestamp(at, UTC),
     )
+
+
+def _to_us(seconds: float) -> float:
+    """Without the digits after µs, which are noise; in a third of the time that `round` takes."""
+    return int(seconds * 1e6 + 0.5) / 1e6 if seconds < FOREVER_S else seconds
 
 
 def _as_events(log: FilteringBoundLogger, lines: Iterable[RequestLine]) -> None:

@@ -92,8 +92,8 @@ class RequestMetrics(Collector):
         requests = CounterMetricFamily(
             "paceline_requests", "Requests that are over.", labels=labels
         )
-        for (*who, status), count in self._requests.items():
-            requests.add_metric((*who, str(status)), count)
+        for (*of, status), count in self._requests.items():
+            requests.add_metric((*of, str(status)), count)
         yield requests
         kept = CounterMetricFamily(
             "paceline_promises_kept", "Requests whose promise was kept.", labels=LABELS
