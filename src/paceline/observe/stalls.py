@@ -236,7 +236,9 @@ class Stalls:
         match command:
             case Dispatch():
                 self._sent(course, command.worker_id, now)
-                if command.prefilled_at and course.fetched_from == inf:
+                if not command.prefilled_at:  # whatever there was before
+                    course.handed_at = course.fetched_from = inf
+                elif course.fetched_from == inf:
                     course.fetched_from = now  # both work on it at once
             case Prefill():
                 self._handed(course, command.worker_id, now)
@@ -311,9 +313,11 @@ class Stalls:
         course = self._over(fact.request_id, now)
         if course is None or course.sent is None:
             return
-        request, track = course.request, self._track(course.worker)
+        request = course.request
         mean_late = fact.itl_s > request.promise.itl_s
-        stall_late = fact.stall_s > late_after_s(request.promise)
+        if course.begun is not None and not mean_late and fact.stall_s <= self._floor_s:
+            return  # as nearly all
+        stall_late, track = fact.stall_s > late_after_s(request.promise), self._track(course.worker)
         if course.begun is None:
             if not request.streaming:
                 self._came(course, track, track.timeline.mark(now))
