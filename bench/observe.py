@@ -37,12 +37,12 @@ from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel, Settings
 from paceline.observe.cluster import Cluster
 from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.ended import AT_ONCE
 from paceline.observe.factlog import FactLog
 from paceline.observe.logs import configure, request_lines
 from paceline.observe.metrics import Metrics
 from paceline.observe.otel import OpenTelemetry
 from paceline.observe.stalls import Stalls
-from paceline.observing import AT_ONCE
 from paceline.simulator.scenario import Network, Requests, Scenario, SimTier, Workers
 from paceline.simulator.simulation import Simulation
 
@@ -180,18 +180,12 @@ class Watchers:
 
         self.parts = {
             "causes": Part(stalls.saw),
-            "cluster view": Part(
-                over=lambda over: [cluster.closed(outcome) for _, outcome in over]
-            ),
-            "Prometheus metrics": Part(
-                over=lambda over: [metrics.closed(outcome) for _, outcome in over]
-            ),
+            "cluster view": Part(over=cluster.over),
+            "Prometheus metrics": Part(over=metrics.over),
             "request log": Part(
                 over=lambda over: request_lines((x.done_at, outcome) for x, outcome in over)
             ),
-            "OpenTelemetry": Part(
-                over=lambda over: [otel.closed(*each) for each in over], begin=begin
-            ),
+            "OpenTelemetry": Part(over=otel.over, begin=begin),
             "log of facts": Part(facts.write),
             "diagnosis": Part(),
         }

@@ -25,6 +25,7 @@ from paceline.kernel.log import known_workers, opening
 from paceline.observe.cluster import Cluster
 from paceline.observe.dashboard import Dashboard
 from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.ended import Ended, Listener, Over
 from paceline.observe.factlog import FactLog
 from paceline.observe.findings import diagnosis_routes
 from paceline.observe.lag import watch_lag
@@ -40,12 +41,6 @@ if TYPE_CHECKING:
 LOOK_S = (1.5, 2.5)
 """Between two looks at who uses the workers, and at what has happened: by chance, so that no rhythm
 of the load is taken for the whole."""
-
-AT_ONCE = 16
-"""Requests that are told of together when they are over: what runs again at once is several times
-as fast as what runs now and then, and so many keep tokens waiting for a fifth of a millisecond."""
-SOON_S = 0.1
-"""Until then those are told of that are fewer."""
 
 log = structlog.get_logger("paceline")
 
@@ -86,8 +81,10 @@ class Observing:
         if self._facts is not None:
             observers.append(self._facts.write)
         host.observers = observers
-        self._over: list[tuple[Exchange, Outcome]] = []
-        """Of which nobody has been told yet."""
+        listeners: list[Listener] = [self.metrics.over, self._cluster.over, _say]
+        if self.otel is not None:
+            listeners.append(self.otel.over)
+        self._ended = Ended(listeners)
         self.metrics.before_reading = self._catch_up
         self.routes: list[Route] = [
             *diagnosis_routes(self._diagnosis),
@@ -97,34 +94,11 @@ class Observing:
 
     def closed(self, exchange: Exchange, outcome: Outcome) -> None:
         """A request is over."""
-        over = self._over
-        over.append((exchange, outcome))
-        if len(over) >= AT_ONCE:
-            self._tell()
-        elif len(over) == 1:
-            asyncio.get_running_loop().call_later(SOON_S, self._tell)
-
-    def _tell(self) -> None:
-        """Have it counted and said what became of the last requests."""
-        over, self._over = self._over, []
-        if not over:
-            return
-        try:
-            for _, outcome in over:
-                self.metrics.closed(outcome)
-            for _, outcome in over:
-                self._cluster.closed(outcome)
-            if self.otel is not None:
-                for exchange, outcome in over:
-                    self.otel.closed(exchange, outcome)
-            unix_at_0 = time() - monotonic()
-            request_lines((unix_at_0 + x.done_at, outcome) for x, outcome in over)
-        except Exception:  # what is counted is not worth a stream
-            log.exception("a bug kept some requests from being counted")
+        self._ended.add(exchange, outcome)
 
     def _catch_up(self) -> None:
         """Somebody wants to know."""
-        self._tell()
+        self._ended.tell()
         self._stalls.catch_up(monotonic())
 
     def turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
@@ -156,7 +130,7 @@ class Observing:
 
     async def close(self) -> None:
         """Say what has not been said yet."""
-        self._tell()
+        self._ended.tell()
         if self._facts is not None:
             self._facts.close()
         if self.otel is not None:
@@ -167,11 +141,17 @@ class Observing:
         while True:
             await asyncio.sleep(uniform(*LOOK_S))  # noqa: S311 (no secret)
             try:
-                self._tell()
+                self._ended.tell()
                 await self._diagnosis.refreshed()  # so that it is known since when a trouble lasts
                 await self._cluster.look_aside(monotonic())
             except Exception:  # what is counted is not worth a stream
                 log.exception("a bug kept the last seconds from being counted")
+
+
+def _say(over: Over) -> None:
+    """What became of requests."""
+    unix_at_0 = time() - monotonic()
+    request_lines((unix_at_0 + life.done_at, outcome) for life, outcome in over)
 
 
 def _fact_log(config: Config, kernel: Kernel) -> FactLog | None:

@@ -19,6 +19,7 @@ from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.worker import WorkerState
+from paceline.observe.ended import Over
 from paceline.observe.request_metrics import LABELS, RequestMetrics
 from paceline.observe.table import OTHER
 
@@ -54,8 +55,8 @@ class Metrics:
         self.before_reading: Callable[[], object] = lambda: None
         """To be called first: whoever tells of requests may have some left to tell of."""
         self._registry = registry = CollectorRegistry()
-        self._over = RequestMetrics()
-        registry.register(self._over)
+        self._ended = RequestMetrics()
+        registry.register(self._ended)
         self._retries = Counter(
             "paceline_retries", "Dispatches after the first one.", ("model",), registry=registry
         )
@@ -111,10 +112,15 @@ class Metrics:
         """A request leaves its worker for others."""
         self._pauses.labels(request.model, request.tier, because).inc()
 
+    def over(self, ended: Over) -> None:
+        """These requests are over."""
+        for _, outcome in ended:
+            self.closed(outcome)
+
     def closed(self, outcome: Outcome) -> None:
         """A request is over."""
         request = outcome.request
-        self._over.closed(outcome, self._tenants.label(request.tenant))
+        self._ended.closed(outcome, self._tenants.label(request.tenant))
         if outcome.prefilled_at:
             self._shared.labels(request.model, outcome.prefilled_at, outcome.worker).inc()
         if outcome.attempts > 1 or request.model not in self._models:
@@ -129,7 +135,7 @@ class Metrics:
         self.before_reading()
         exposition = generate_latest(self._registry)
         workers = self._kernel.workers
-        self._over.forget(lambda worker: bool(worker) and worker not in workers)
+        self._ended.forget(lambda worker: bool(worker) and worker not in workers)
         return exposition
 
 

@@ -38,6 +38,7 @@ from opentelemetry.trace import (
 
 from paceline import __version__
 from paceline.domain.outcome import Outcome
+from paceline.observe.ended import Life, Over
 from paceline.observe.otel_metrics import GenAiMetrics, attributes
 
 log = structlog.get_logger("paceline")
@@ -67,14 +68,6 @@ class Http(Protocol):
 
     path: str
     headers: dict[str, str]
-
-
-class Life(Protocol):
-    """One request's life at the gateway, on the monotonic clock; 0: it has not come to that."""
-
-    sent_at: float
-    first_at: float
-    done_at: float
 
 
 class OpenTelemetry:
@@ -130,6 +123,11 @@ class OpenTelemetry:
         _, span = self._open.get(request_id, ("", None))
         if span is not None:
             span.add_event(turn, {"paceline.because": because})
+
+    def over(self, ended: Over) -> None:
+        """These requests are over."""
+        for life, outcome in ended:
+            self.closed(life, outcome)
 
     def closed(self, life: Life, outcome: Outcome) -> None:
         """It is over."""

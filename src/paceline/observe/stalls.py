@@ -32,7 +32,7 @@ from paceline.domain.facts import (
 from paceline.kernel import Kernel
 from paceline.observe.course import Course, allowed_s
 from paceline.observe.lag import Lags
-from paceline.observe.losses import Late, Losses, of_request
+from paceline.observe.losses import Losses, of_request, of_step
 from paceline.observe.timeline import PATIENCE_S, REPORT_S, LateStep, Mark, between
 from paceline.observe.workers import Track, look_at
 from paceline.policy.causes import (
@@ -42,7 +42,6 @@ from paceline.policy.causes import (
     Sums,
     add,
     beyond,
-    dominant,
     late_after_s,
     of_first_token,
     of_gaps,
@@ -147,20 +146,8 @@ class Stalls:
                 self._take_in(track, now)
 
     def _take_in(self, track: Track, now: float) -> None:
-        """A worker's last steps. The kernel keeps them until then."""
-        state, timeline, lags = track.state, track.timeline, self.lags
-        if state is None:
-            return
-        track.unread = 0
-        track.learn(state)
-        settled = state.windows.settled
-        while settled:
-            step = settled.popleft()
-            began_at = step.began_at
-            late = began_at <= lags.last_at
-            lag_s = lags.between(began_at, step.ended_at) if late else 0.0
-            timeline.stepped(step, lag_s, self._floor_s)
-        if timeline.late or track.pending:
+        track.take_in(self.lags, self._floor_s)
+        if track.timeline.late or track.pending:
             self._explain(track, now)
 
     def _reported(self, fact: WorkerReported, now: float) -> None:
@@ -204,23 +191,8 @@ class Stalls:
                 worst = share
         if worst:
             assert track.state is not None
-            worker = track.state.worker
-            self.losses.add(
-                Late(
-                    late.at,
-                    "step",
-                    worker.model,
-                    worker.id,
-                    late.seconds,
-                    sum(worst.values()),
-                    dominant(worst),
-                    worst,
-                    tiers,
-                    tenants,
-                ),
-                lost,
-                broken,
-            )
+            event = of_step(late.at, late.seconds, worst, track.state.worker, tiers, tenants)
+            self.losses.add(event, lost, broken)
 
     # Requests.
 

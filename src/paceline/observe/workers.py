@@ -10,6 +10,7 @@ import msgspec
 
 from paceline.domain.worker import WorkerReport
 from paceline.kernel.worker import WorkerState
+from paceline.observe.lag import Lags
 from paceline.observe.losses import WINDOW_S
 from paceline.observe.timeline import MADE_UP, Mark, Timeline
 from paceline.policy.causes import BATCH, GATEWAY, NOTHING, PREFILL, STEPS, TOKENS, Speed, Sums
@@ -75,6 +76,19 @@ class Track:
         self._preempted = 0
         self._report: tuple[float, float, Sums] | None = None
         self._theta: tuple[float, ...] = ()
+
+    def take_in(self, lags: Lags, late_s: float) -> None:
+        """Its last steps, which the kernel keeps until then; `late_s`: from when on one is late."""
+        self.unread = 0
+        if self.state is None:
+            return
+        self.learn(self.state)
+        stepped, settled = self.timeline.stepped, self.state.windows.settled
+        while settled:
+            step = settled.popleft()
+            began_at = step.began_at
+            lag_s = lags.between(began_at, step.ended_at) if began_at <= lags.last_at else 0.0
+            stepped(step, lag_s, late_s)
 
     def learn(self, state: WorkerState) -> None:
         """Keep up with what the kernel learns of it."""
