@@ -3,10 +3,10 @@
     python bench/observe.py [--rate 100] [--workers 64] [--seconds 30] [--rounds 3]
 
 A simulated fleet is recorded fact by fact, each step apart as a live gateway sees it, and replayed
-into fresh kernels: by itself (off), and with all that looks on (on). What each part takes is timed
-within the replay: with each step, with all else that requests bring about, and with the looks every
-two seconds. The least of all rounds, since other work on the machine can only add to it. The
-collector is a process of its own. Prints tables and, last, one JSON line.
+into fresh kernels: by itself (off), and with all that looks on (on). In a third replay the parts
+are timed: with each step, with all else that requests bring about, and with the looks every two
+seconds. CPU time, the least of all rounds, since other work on the machine can only add to it. The
+collector is a process of its own. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import asyncio
 import gc
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise, product
 from math import inf
 from multiprocessing import Process, get_context
 from pathlib import Path
@@ -37,7 +39,7 @@ from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel, Settings
 from paceline.observe.cluster import Cluster
 from paceline.observe.diagnosis import Diagnosis
-from paceline.observe.ended import AT_ONCE
+from paceline.observe.ended import AT_ONCE, Over
 from paceline.observe.factlog import FactLog
 from paceline.observe.logs import configure, request_lines
 from paceline.observe.metrics import Metrics
@@ -117,6 +119,9 @@ class Life:
         self.sent: Dispatch | None = None
         self.sent_at = self.first_at = self.done_at = now
 
+    def dispatched(self, command: Dispatch, now: float) -> None:
+        self.sent, self.sent_at = command, now
+
     def outcome(self, fact: StreamEnded, now: float) -> Outcome:
         self.done_at = now
         sent = self.sent
@@ -139,133 +144,121 @@ class Life:
         )
 
 
-class Part:
-    """One that looks on, and how long it takes."""
+class Watching:
+    """All that look on at one kernel; `timed`: what each of them takes is kept apart."""
 
-    def __init__(self, saw: Any = None, over: Any = None, begin: Any = None) -> None:
-        self.saw, self.over, self.begin = saw, over, begin
-        self.look: Callable[[float], object] | None = None
-        self.request_s = self.step_s = self.look_s = 0.0
-
-
-def timed(work: Callable[..., object], *told: object) -> float:
-    """CPU seconds of this thread."""
-    began = thread_time()
-    work(*told)
-    return thread_time() - began - CLOCK_S
-
-
-CLOCK_S = 0.0
-CLOCK_S = median(timed(lambda: None) for _ in range(10_000))
-"""What timing takes by itself."""
-
-
-class Watchers:
-    """All of them, around one kernel."""
-
-    def __init__(self, kernel: Kernel, url: str, sample: float, folder: Path) -> None:
-        self.gaps: dict[tuple[str, str, str], list[int]] = {}
-        self.now = 0.0
+    def __init__(
+        self, kernel: Kernel, url: str, sample: float, folder: Path, timed: bool = False
+    ) -> None:
+        self._timed = timed
+        self._kernel = kernel
+        self._gaps: dict[tuple[str, str, str], list[int]] = {}
+        self._now = 0.0
+        self._loop = asyncio.new_event_loop()
+        self._lines = (folder / "lines").open("wb")
+        configure("info", "json", self._lines)
         stalls = Stalls(kernel)
-        metrics = Metrics(kernel, self.gaps, GAP_BOUNDS)
-        cluster = Cluster(kernel, self.gaps, lambda tier: 0.99, 0.0)
-        diagnosis = Diagnosis(kernel, stalls, (lambda: self.now, time))
-        self.otel = otel = OpenTelemetry(url, sample)
+        diagnosis = Diagnosis(kernel, stalls, (lambda: self._now, time))
+        cluster = Cluster(kernel, self._gaps, lambda tier: 0.99, 0.0)
         facts = FactLog(folder / "facts.log", 64 * 2**20, 4, lambda continued: b"{}\n")
-        self.off = (folder / "lines").open("wb")
-        configure("info", "json", self.off)
-
-        def begin(name: str) -> None:
-            otel.begin(name, SimpleNamespace(path="/v1/chat/completions", headers={}))
-
-        self.parts = {
-            "causes": Part(stalls.saw),
-            "cluster view": Part(over=cluster.over),
-            "Prometheus metrics": Part(over=metrics.over),
-            "request log": Part(
-                over=lambda over: request_lines((x.done_at, outcome) for x, outcome in over)
-            ),
-            "OpenTelemetry": Part(over=otel.over, begin=begin),
-            "log of facts": Part(facts.write),
-            "diagnosis": Part(),
+        self._otel = OpenTelemetry(url, sample)
+        self._parts: dict[str, dict[str, Callable[..., object]]] = {
+            "causes": {"saw": stalls.saw},
+            "findings": {"look": lambda: self._loop.run_until_complete(diagnosis.refreshed())},
+            "cluster view and cost": {
+                "over": cluster.over,
+                "look": lambda: cluster.look(self._now),
+            },
+            "Prometheus metrics": {"over": Metrics(kernel, self._gaps, GAP_BOUNDS).over},
+            "request log": {"over": said},
+            "OpenTelemetry": {"begin": self._begin, "over": self._otel.over},
+            "log of facts": {"saw": facts.write, "look": facts.close},
         }
-        self.parts["cluster view"].look = cluster.look
-        self.parts["log of facts"].look = lambda now: facts.close()
-        self.loop = asyncio.new_event_loop()
-        self.parts["diagnosis"].look = lambda now: self.loop.run_until_complete(
-            diagnosis.refreshed()
-        )
+        self.spent: defaultdict[tuple[str, str], float] = defaultdict(float)
+        """Seconds of each part with steps, with all else of requests, and with looks."""
 
-    def looked(self, kernel: Kernel, now: float) -> None:
-        self.now = now
-        for worker_id in kernel.workers:
-            for tier in TIERS:
-                counts = self.gaps.setdefault(("m", tier, worker_id), [0] * (len(GAP_BOUNDS) + 1))
-                counts[10] += 5
+    def tell(self, what: str, column: str, *told: object) -> None:
+        """All who want to know."""
+        for name, part in self._parts.items():
+            listener = part.get(what)
+            if listener is None:
+                continue
+            if self._timed:
+                began = thread_time()
+                listener(*told)
+                self.spent[name, column] += thread_time() - began - CLOCK_S
+            else:
+                listener(*told)
+
+    def look(self, now: float) -> None:
+        self._now = now
+        for key in product(["m"], TIERS, self._kernel.workers):
+            self._gaps.setdefault(key, [0] * (len(GAP_BOUNDS) + 1))[10] += 5  # as the relay does
+        self.tell("look", "looks")
+
+    def _begin(self, request_id: str) -> None:
+        http = SimpleNamespace(path="/v1/chat/completions", headers={})
+        self._otel.begin(request_id, http)
 
     def close(self) -> None:
-        self.loop.close()
-        self.otel.close()
-        self.off.close()
+        self._loop.close()
+        self._otel.close()
+        self._lines.close()
 
 
-def unwatched(log: Log) -> float:
-    """CPU seconds of the kernel alone, and of the bench's own books."""
-    return replay(log, None)
+def said(over: Over) -> None:
+    request_lines((life.done_at, outcome) for life, outcome in over)
 
 
-def replay(log: Log, watchers: Watchers | None, kernel: Kernel | None = None) -> float:
-    """CPU seconds of a replay."""
-    kernel = kernel or Kernel(Settings(policy="least-requests"))
+def clock_s() -> float:
+    """What timing takes by itself."""
+    times = [thread_time() for _ in range(10_000)]
+    return median(b - a for a, b in pairwise(times))
+
+
+CLOCK_S = clock_s()
+
+
+def replay(log: Log, kernel: Kernel, watching: Watching | None = None) -> float:
+    """CPU seconds of all threads, from when the fleet is warm."""
     handle, lives = kernel.handle, dict[str, Life]()
-    parts = list(watchers.parts.values()) if watchers is not None else []
     over: list[tuple[Life, Outcome]] = []
-    saws = [part for part in parts if part.saw is not None]
     look_at, begun, warm_at = LOOK_S, 0.0, WARM_S
     for now, fact in log:
         if now >= warm_at:
-            warm_at = inf
             gc.collect()
             gc.freeze()
-            begun = process_time()
-            for part in parts:
-                part.request_s = part.step_s = part.look_s = 0.0
+            begun, warm_at = process_time(), inf
+            if watching is not None:
+                watching.spent.clear()
         commands = handle(fact, now)
-        kind = type(fact)
-        if kind is StepsSeen:
-            for part in saws:
-                part.step_s += timed(part.saw, now, fact, commands)
-        else:
-            for part in saws:
-                part.request_s += timed(part.saw, now, fact, commands)
-        if kind is RequestArrived:
+        if watching is None:
+            continue
+        watching.tell(
+            "saw", "steps" if type(fact) is StepsSeen else "requests", now, fact, commands
+        )
+        if isinstance(fact, RequestArrived):
             lives[fact.request.id] = Life(fact, now)
-            for part in parts:
-                if part.begin is not None:
-                    part.request_s += timed(part.begin, fact.request.id)
-        elif kind is FirstTokenSeen:
+            watching.tell("begin", "requests", fact.request.id)
+        elif isinstance(fact, FirstTokenSeen):
             lives[fact.request_id].first_at = fact.at
-        elif kind is StreamEnded:
+        elif isinstance(fact, StreamEnded):
             life = lives.pop(fact.request_id)
-            outcome = life.outcome(fact, now)
-            over.append((life, outcome))
+            over.append((life, life.outcome(fact, now)))
             if len(over) == AT_ONCE:
-                for part in parts:
-                    if part.over is not None:
-                        part.request_s += timed(part.over, over)
+                watching.tell("over", "requests", over)
                 over.clear()
         for command in commands:
-            if type(command) is Dispatch:
-                life = lives[command.request_id]
-                life.sent, life.sent_at = command, now
+            if isinstance(command, Dispatch):
+                lives[command.request_id].dispatched(command, now)
         if now >= look_at:
             look_at = now + LOOK_S
-            if watchers is not None:
-                watchers.looked(kernel, now)
-            for part in parts:
-                if part.look is not None:
-                    part.look_s += timed(part.look, now)
+            watching.look(now)
     return process_time() - begun
+
+
+def fresh() -> Kernel:
+    return Kernel(Settings(policy="least-requests"))
 
 
 def main() -> None:
@@ -281,32 +274,45 @@ def main() -> None:
     requests = sum(type(fact) is RequestArrived for fact in counted)
     steps = [step for fact in counted if type(fact) is StepsSeen for step in fact.steps]
     tokens = sum(step.tokens * step.count for step in steps)
-    print(f"{requests} requests, {len(steps)} steps, {tokens} tokens")
-    off, on = [], []
-    times: dict[str, list[tuple[float, float, float]]] = {}
+    off, on, parts = [], [], []
     with collector() as url, tempfile.TemporaryDirectory() as folder:
         for _ in range(options.rounds):
-            off.append(unwatched(log))
-            kernel = Kernel(Settings(policy="least-requests"))
-            watchers = Watchers(kernel, url, options.sample, Path(folder))
-            on.append(replay(log, watchers, kernel))
-            watchers.close()
-            for name, part in watchers.parts.items():
-                seen = (part.request_s / requests, part.look_s / requests, part.step_s / tokens)
-                times.setdefault(name, []).append(seen)
-    table = Table("", "µs a request", "looks, µs a request", "µs a token")
-    sums = [0.0, 0.0, 0.0]
-    result = {}
-    for name, seen in times.items():
-        least = [1e6 * min(column) for column in zip(*seen, strict=True)]
-        sums = [a + b for a, b in zip(sums, least, strict=True)]
-        result[name] = least
-        table.add_row(name, *(f"{us:.2f}" for us in least))
-    table.add_row("sum", *(f"{us:.2f}" for us in sums))
+            off.append(replay(log, fresh()))
+            for timed in (False, True):
+                kernel = fresh()
+                watching = Watching(kernel, url, options.sample, Path(folder), timed)
+                spent = replay(log, kernel, watching)
+                watching.close()
+                if timed:
+                    parts.append(watching.spent)
+                else:
+                    on.append(spent)
+    counts = {"requests": requests, "looks": requests, "steps": tokens}
+    least = {
+        name: {
+            column: 1e6 * min(seen[name, column] for seen in parts) / count
+            for column, count in counts.items()
+        }
+        for name in dict.fromkeys(name for name, _ in parts[0])
+    }
+    least["together"] = {column: sum(us[column] for us in least.values()) for column in counts}
+    table = Table(
+        "",
+        "µs a request",
+        "looks, µs a request",
+        "µs a token",
+        title=f"{options.rate:g} requests a second, {options.workers} workers, "
+        f"{len(steps) / requests:.0f} steps and {tokens / requests:.0f} tokens a request",
+    )
+    for name, us in least.items():
+        table.add_row(name, *(f"{us[column]:.2f}" for column in counts))
     Console().print(table)
-    extra = (min(on) - min(off)) / requests * 1e6
-    print(f"on - off: {extra:.1f} µs of CPU a request, with its tokens")
-    print(json.dumps({"bench": "observe", "rate": options.rate, "parts": result, "on_off": extra}))
+    more = 1e6 * (min(on) - min(off)) / requests
+    print(
+        f"On and off differ by {more:.0f} µs of CPU a request, its tokens and this bench's books."
+    )
+    told = {"bench": "observe", "rate": options.rate, "workers": options.workers}
+    print(json.dumps({**told, "us": least, "on_minus_off_us": more}))
 
 
 if __name__ == "__main__":

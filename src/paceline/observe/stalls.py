@@ -198,7 +198,8 @@ class Stalls:
 
     def _arrived(self, fact: RequestArrived, now: float) -> None:
         request = fact.request
-        self._courses.setdefault(request.id, Course(request, now, now))
+        if request.id not in self._courses:
+            self._courses[request.id] = Course(request, now, now)
         self._floor_s = min(self._floor_s, late_after_s(request.promise))
 
     def _commanded(self, command: Command, now: float) -> None:

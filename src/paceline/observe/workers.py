@@ -57,6 +57,8 @@ class Track:
 
     def __init__(self) -> None:
         self.timeline = Timeline()
+        self.usual_s = _typical_s(self.timeline.speed.curve)
+        """A typical step, at its usual speed."""
         self.state: WorkerState | None = None
         self.unread = 0
         """Steps seen that are not taken in yet."""
@@ -103,7 +105,7 @@ class Track:
     def _renew(self, curve: Curve) -> None:
         """Its speed is another, or what it is compared with."""
         assert self.state is not None
-        usual_s = curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
+        usual_s = self.usual_s = _typical_s(curve)
         like = usual_s / self._like_s if self._like_s else 1.0
         aged = usual_s / self._best_s if self._best_s else 1.0
         self.timeline.speed = Speed(
@@ -118,12 +120,6 @@ class Track:
     def known(self) -> bool:
         """Was enough seen of it to judge it?"""
         return self.timeline.sums[STEPS] >= LIKE_STEPS
-
-    @property
-    def usual_s(self) -> float:
-        """A typical step, at its usual speed."""
-        curve = self.timeline.speed.curve
-        return curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
 
     def _age(self) -> None:
         """Compare with its best: what is learned of a slow worker is soon its usual speed."""
@@ -209,6 +205,10 @@ def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: f
     for worker_id, state in workers.items():
         track = tracks[worker_id]
         track.sample(state, usual[_kind(state)] if track.known else 0.0, now)
+
+
+def _typical_s(curve: Curve) -> float:
+    return curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
 
 
 def _kind(state: WorkerState) -> tuple[str, str, float]:
