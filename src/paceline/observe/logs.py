@@ -72,42 +72,42 @@ def configure(
 FOREVER_S = 1e9
 
 
-class RequestLine(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
+class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
     """What became of a request; fields of which nothing is known are left out.
 
     Nothing here is of headers or text: no key and no word of a client can get into a log.
     """
 
+    timestamp: datetime
+    level: str
+    event: str
     id: str
-    tenant: str = ""
-    tier: str = ""
-    model: str = ""
-    to_tier: str = ""
-    to_model: str = ""
-    worker: str = ""
-    prefilled_at: str = ""
-    prefill_s: float | None = None
     status: int
-    error: str = ""
-    because: str = ""
     attempts: int
-    moved: int = 0
-    paused: int = 0
     kept: bool
     queued_s: float
-    predicted_ttft_s: float | None = None
     ttft_s: float
-    predicted_itl_s: float | None = None
     itl_s: float
     stall_s: float
     seconds: float
     prompt_bytes: int
+    output_tokens: int
+    tenant: str = ""
+    tier: str = ""
+    model: str = ""
+    worker: str = ""
+    because: str = ""
+    error: str = ""
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
-    output_tokens: int
-    event: str
-    level: str
-    timestamp: datetime
+    predicted_ttft_s: float | None = None
+    predicted_itl_s: float | None = None
+    to_tier: str = ""
+    to_model: str = ""
+    prefilled_at: str = ""
+    prefill_s: float | None = None
+    moved: int = 0
+    paused: int = 0
 
 
 def request_lines(over: Iterable[tuple[float, Outcome]]) -> None:
@@ -122,37 +122,37 @@ def request_lines(over: Iterable[tuple[float, Outcome]]) -> None:
 
 def _line(at: float, outcome: Outcome) -> RequestLine:
     request, predicted, given = outcome.request, outcome.predicted, outcome.degraded_to
-    return RequestLine(
-        id=request.id,
-        tenant=request.tenant,
-        tier=request.tier,
-        model=request.model,
-        to_tier=given.tier if given is not None else "",
-        to_model=given.model if given is not None else "",
-        worker=outcome.worker,
-        prefilled_at=outcome.prefilled_at,
-        prefill_s=_to_us(outcome.prefill_s) or None,
-        status=outcome.status,
-        error=outcome.error,
-        because=outcome.because,
-        attempts=outcome.attempts,
-        moved=outcome.moved,
-        paused=outcome.paused,
-        kept=outcome.kept,
-        queued_s=_to_us(outcome.queued_s),
-        predicted_ttft_s=_to_us(predicted.ttft_s) if predicted is not None else None,
-        ttft_s=_to_us(outcome.ttft_s),
-        predicted_itl_s=_to_us(predicted.itl_s) if predicted is not None else None,
-        itl_s=_to_us(outcome.itl_s),
-        stall_s=_to_us(outcome.stall_s),
-        seconds=_to_us(outcome.seconds),
-        prompt_bytes=request.prompt_bytes,
-        prompt_tokens=outcome.prompt_tokens,
-        cached_tokens=outcome.cached_tokens,
-        output_tokens=outcome.output_tokens,
-        event="request",
-        level="info",
-        timestamp=datetime.fromtimestamp(at, UTC),
+    return RequestLine(  # by their places: by their names it takes ten times as long
+        datetime.fromtimestamp(at, UTC),
+        "info",
+        "request",
+        request.id,
+        outcome.status,
+        outcome.attempts,
+        outcome.kept,
+        _to_us(outcome.queued_s),
+        _to_us(outcome.ttft_s),
+        _to_us(outcome.itl_s),
+        _to_us(outcome.stall_s),
+        _to_us(outcome.seconds),
+        request.prompt_bytes,
+        outcome.output_tokens,
+        request.tenant,
+        request.tier,
+        request.model,
+        outcome.worker,
+        outcome.because,
+        outcome.error,
+        outcome.prompt_tokens,
+        outcome.cached_tokens,
+        _to_us(predicted.ttft_s) if predicted is not None else None,
+        _to_us(predicted.itl_s) if predicted is not None else None,
+        given.tier if given is not None else "",
+        given.model if given is not None else "",
+        outcome.prefilled_at,
+        _to_us(outcome.prefill_s) or None,
+        outcome.moved,
+        outcome.paused,
     )
 
 
@@ -164,8 +164,8 @@ def _to_us(seconds: float) -> float:
 def _as_events(log: FilteringBoundLogger, lines: Iterable[RequestLine]) -> None:
     """To be made pretty; the time and the level are structlog's."""
     for line in lines:
-        known = {name: v for name, v in msgspec.structs.asdict(line).items() if v not in (None, "")}
-        log.info(**{name: v for name, v in known.items() if name not in ("level", "timestamp")})
+        told = msgspec.to_builtins(line)
+        log.info(**{name: told[name] for name in told if name not in ("timestamp", "level")})
 
 
 _say: Callable[[list[RequestLine]], object] | None = None
