@@ -111,7 +111,8 @@ class Stalls:
             self._doubts.popleft()[1]()
         for track in self.tracks.values():
             track.timeline.settle(now - PATIENCE_S)
-            self._explain(track, now)
+            if track.timeline.late or track.pending:
+                self._explain(track, now)
         gone = [worker_id for worker_id in self.tracks if worker_id not in workers]
         for worker_id in gone:
             del self.tracks[worker_id]
