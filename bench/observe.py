@@ -3,10 +3,10 @@
     python bench/observe.py [--rate 100] [--workers 64] [--seconds 30] [--rounds 3]
 
 A simulated fleet is recorded fact by fact, each step apart as a live gateway sees it, and replayed
-into fresh kernels: by itself (off), and with all that looks on (on). In a third replay the parts
-are timed: with each step, with all else that requests bring about, and with the looks every two
-seconds. CPU time, the least of all rounds, since other work on the machine can only add to it. The
-collector is a process of its own. Prints a table and, last, one JSON line.
+into fresh kernels with all that looks on. Each call of each part is timed: with steps, with all
+else that requests bring about, and with the looks every two seconds. Of each call the least time of
+all rounds counts, since other work on the machine can only add to it. The kernel's own time stands
+beside. The collector is a process of its own. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from itertools import pairwise, product
+from itertools import product
 from math import inf
 from multiprocessing import Process, get_context
 from pathlib import Path
-from statistics import median
-from time import process_time, thread_time, time
+from random import Random
+from time import perf_counter, thread_time, time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +60,11 @@ WARM_S = 10.0
 """Until nearly all series are known, and the engines have their streams."""
 LOOK_S = 2.0
 
+KERNEL = "beside: the kernel"
+
 Log = list[tuple[float, Fact]]
+Times = defaultdict[tuple[str, str], list[float]]
+"""Seconds of each call, by part and by what it was about: steps, requests or looks."""
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -145,12 +150,9 @@ class Life:
 
 
 class Watching:
-    """All that look on at one kernel; `timed`: what each of them takes is kept apart."""
+    """All that look on at one kernel."""
 
-    def __init__(
-        self, kernel: Kernel, url: str, sample: float, folder: Path, timed: bool = False
-    ) -> None:
-        self._timed = timed
+    def __init__(self, kernel: Kernel, url: str, sample: float, folder: Path) -> None:
         self._kernel = kernel
         self._gaps: dict[tuple[str, str, str], list[int]] = {}
         self._now = 0.0
@@ -161,7 +163,7 @@ class Watching:
         diagnosis = Diagnosis(kernel, stalls, (lambda: self._now, time))
         cluster = Cluster(kernel, self._gaps, lambda tier: 0.99, 0.0)
         facts = FactLog(folder / "facts.log", 64 * 2**20, 4, lambda continued: b"{}\n")
-        self._otel = OpenTelemetry(url, sample)
+        self._otel = OpenTelemetry(url, sample, Random(0).random)
         self._parts: dict[str, dict[str, Callable[..., object]]] = {
             "causes": {"saw": stalls.saw},
             "findings": {"look": lambda: self._loop.run_until_complete(diagnosis.refreshed())},
@@ -174,21 +176,17 @@ class Watching:
             "OpenTelemetry": {"begin": self._begin, "over": self._otel.over},
             "log of facts": {"saw": facts.write, "look": facts.close},
         }
-        self.spent: defaultdict[tuple[str, str], float] = defaultdict(float)
-        """Seconds of each part with steps, with all else of requests, and with looks."""
+        self.took: Times = defaultdict(list)
 
     def tell(self, what: str, column: str, *told: object) -> None:
         """All who want to know."""
+        clock = thread_time if column == "looks" else perf_counter  # the one is exact, and slow
         for name, part in self._parts.items():
             listener = part.get(what)
-            if listener is None:
-                continue
-            if self._timed:
-                began = thread_time()
+            if listener is not None:
+                began = clock()
                 listener(*told)
-                self.spent[name, column] += thread_time() - began - CLOCK_S
-            else:
-                listener(*told)
+                self.took[name, column].append(clock() - began)
 
     def look(self, now: float) -> None:
         self._now = now
@@ -210,43 +208,32 @@ def said(over: Over) -> None:
     request_lines((life.done_at, outcome) for life, outcome in over)
 
 
-def clock_s() -> float:
-    """What timing takes by itself."""
-    times = [thread_time() for _ in range(10_000)]
-    return median(b - a for a, b in pairwise(times))
-
-
-CLOCK_S = clock_s()
-
-
-def replay(log: Log, kernel: Kernel, watching: Watching | None = None) -> float:
-    """CPU seconds of all threads, from when the fleet is warm."""
-    handle, lives = kernel.handle, dict[str, Life]()
+def replay(log: Log, kernel: Kernel, watching: Watching) -> Times:
+    """What each call took, from when the fleet is warm."""
+    handle, lives, took = kernel.handle, dict[str, Life](), watching.took
     over: list[tuple[Life, Outcome]] = []
-    look_at, begun, warm_at = LOOK_S, 0.0, WARM_S
+    look_at, warm_at = LOOK_S, WARM_S
     for now, fact in log:
         if now >= warm_at:
             gc.collect()
             gc.freeze()
-            begun, warm_at = process_time(), inf
-            if watching is not None:
-                watching.spent.clear()
+            warm_at = inf
+            took.clear()
+        column = "steps" if isinstance(fact, StepsSeen) else "requests"
+        began = perf_counter()
         commands = handle(fact, now)
-        if watching is None:
-            continue
-        watching.tell(
-            "saw", "steps" if type(fact) is StepsSeen else "requests", now, fact, commands
-        )
+        took[KERNEL, column].append(perf_counter() - began)
+        watching.tell("saw", column, now, fact, commands)
         if isinstance(fact, RequestArrived):
             lives[fact.request.id] = Life(fact, now)
-            watching.tell("begin", "requests", fact.request.id)
+            watching.tell("begin", column, fact.request.id)
         elif isinstance(fact, FirstTokenSeen):
             lives[fact.request_id].first_at = fact.at
         elif isinstance(fact, StreamEnded):
             life = lives.pop(fact.request_id)
             over.append((life, life.outcome(fact, now)))
             if len(over) == AT_ONCE:
-                watching.tell("over", "requests", over)
+                watching.tell("over", column, over)
                 over.clear()
         for command in commands:
             if isinstance(command, Dispatch):
@@ -254,11 +241,7 @@ def replay(log: Log, kernel: Kernel, watching: Watching | None = None) -> float:
         if now >= look_at:
             look_at = now + LOOK_S
             watching.look(now)
-    return process_time() - begun
-
-
-def fresh() -> Kernel:
-    return Kernel(Settings(policy="least-requests"))
+    return took
 
 
 def main() -> None:
@@ -274,28 +257,22 @@ def main() -> None:
     requests = sum(type(fact) is RequestArrived for fact in counted)
     steps = [step for fact in counted if type(fact) is StepsSeen for step in fact.steps]
     tokens = sum(step.tokens * step.count for step in steps)
-    off, on, parts = [], [], []
+    rounds: list[Times] = []
     with collector() as url, tempfile.TemporaryDirectory() as folder:
         for _ in range(options.rounds):
-            off.append(replay(log, fresh()))
-            for timed in (False, True):
-                kernel = fresh()
-                watching = Watching(kernel, url, options.sample, Path(folder), timed)
-                spent = replay(log, kernel, watching)
-                watching.close()
-                if timed:
-                    parts.append(watching.spent)
-                else:
-                    on.append(spent)
+            kernel = Kernel(Settings(policy="least-requests"))
+            watching = Watching(kernel, url, options.sample, Path(folder))
+            rounds.append(replay(log, kernel, watching))
+            watching.close()
     counts = {"requests": requests, "looks": requests, "steps": tokens}
-    least = {
-        name: {
-            column: 1e6 * min(seen[name, column] for seen in parts) / count
-            for column, count in counts.items()
-        }
-        for name in dict.fromkeys(name for name, _ in parts[0])
-    }
-    least["together"] = {column: sum(us[column] for us in least.values()) for column in counts}
+    least: dict[str, dict[str, float]] = {}
+    for name, column in rounds[0]:
+        calls = np.min([took[name, column] for took in rounds], axis=0)
+        least.setdefault(name, dict.fromkeys(counts, 0.0))
+        least[name][column] = 1e6 * float(calls.sum()) / counts[column]
+    kernel_us = least.pop(KERNEL)
+    together = {column: sum(us[column] for us in least.values()) for column in counts}
+    least |= {"together": together, KERNEL: kernel_us}
     table = Table(
         "",
         "µs a request",
@@ -307,12 +284,8 @@ def main() -> None:
     for name, us in least.items():
         table.add_row(name, *(f"{us[column]:.2f}" for column in counts))
     Console().print(table)
-    more = 1e6 * (min(on) - min(off)) / requests
-    print(
-        f"On and off differ by {more:.0f} µs of CPU a request, its tokens and this bench's books."
-    )
-    told = {"bench": "observe", "rate": options.rate, "workers": options.workers}
-    print(json.dumps({**told, "us": least, "on_minus_off_us": more}))
+    told = {"bench": "observe", "rate": options.rate, "workers": options.workers, "us": least}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":
