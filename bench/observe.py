@@ -1,58 +1,70 @@
 """What does it cost to know what goes on?
 
-Requests end one after the other, as a gateway reports each: with nothing but its own bookkeeping
-(off), and with all that is counted, traced and written down (on). Two seconds of 64 workers with
-their streams pass between two looks. Time is that of all threads; the collector is a process of its
-own. Prints a table and, last, one JSON line.
+    python bench/observe.py [--rate 100] [--workers 64] [--seconds 30] [--rounds 3]
+
+A simulated fleet is recorded fact by fact, each step apart as a live gateway sees it, and replayed
+into fresh kernels with all that looks on. Each call of each part is timed: with steps, with all
+else that requests bring about, and with the looks every two seconds. Of each call the least time of
+all rounds counts, since other work on the machine can only add to it. The kernel's own time stands
+beside. The collector is a process of its own. Prints a table and, last, one JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
-import io
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import product
+from math import inf
 from multiprocessing import Process, get_context
 from pathlib import Path
-from time import monotonic, process_time
+from random import Random
+from time import perf_counter, thread_time, time
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
-from paceline.domain.facts import (
-    FirstTokenSeen,
-    RequestArrived,
-    StreamEnded,
-    WorkerAdded,
-    WorkerReported,
-)
+from paceline.domain.commands import Command, Dispatch
+from paceline.domain.facts import Fact, FirstTokenSeen, RequestArrived, StepsSeen, StreamEnded
 from paceline.domain.outcome import Outcome
-from paceline.domain.promise import Promise
-from paceline.domain.request import Request
-from paceline.domain.worker import Worker, WorkerReport
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel, Settings
 from paceline.observe.cluster import Cluster
+from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.ended import AT_ONCE, Over
 from paceline.observe.factlog import FactLog
-from paceline.observe.logs import configure, request_line
+from paceline.observe.logs import configure, request_lines
 from paceline.observe.metrics import Metrics
 from paceline.observe.otel import OpenTelemetry
+from paceline.observe.stalls import Stalls
+from paceline.simulator.scenario import Network, Requests, Scenario, SimTier, Workers
+from paceline.simulator.simulation import Simulation
 
-WORKERS = 64
-STREAMS = 16
-"""On each worker, all the time."""
-TENANTS = 20
-TIERS = ("premium", "standard", "batch")
-FACTS = (RequestArrived, FirstTokenSeen, StreamEnded)
-"""Written down of a request; steps come on top, and are the kernel's."""
+TIERS = {
+    "premium": SimTier(ttft_s=0.5, itl_s=0.04),
+    "standard": SimTier(ttft_s=2.0, itl_s=0.08),
+    "batch": SimTier(),
+}
+TENANTS = 6
+"""Two of each tier."""
+WARM_S = 10.0
+"""Until nearly all series are known, and the engines have their streams."""
+LOOK_S = 2.0
+
+KERNEL = "beside: the kernel"
+
+Log = list[tuple[float, Fact]]
+Times = defaultdict[tuple[str, str], list[float]]
+"""Seconds of each call, by part and by what it was about: steps, requests or looks."""
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -80,134 +92,200 @@ def collector() -> Iterator[str]:
         process.terminate()
 
 
-def fleet() -> Kernel:
-    """All workers with their streams."""
-    kernel = Kernel(Settings(policy="round-robin"))
-    for i in range(WORKERS):
-        worker = Worker(f"w{i}", "m", f"http://w{i}", node=f"n{i // 8}", cost_per_hour=4.0)
-        kernel.handle(WorkerAdded(worker), 0.0)
-        kernel.handle(WorkerReported(worker.id, WorkerReport(healthy=True)), 0.0)
-    for i in range(WORKERS * STREAMS):
-        kernel.handle(RequestArrived(replace(request(i), id=f"s{i}")), 0.0)
-        kernel.handle(FirstTokenSeen(f"s{i}", 0.1), 0.1)
-    return kernel
+def recorded(rate: float, workers: int, seconds: float) -> Log:
+    """What a busy fleet's kernel is told."""
+    log: Log = []
+
+    def note(now: float, fact: Fact, commands: list[Command]) -> None:
+        log.append((now, fact))
+
+    kinds = [(tier, f"t{i}") for i, tier in enumerate([*TIERS] * (TENANTS // len(TIERS)))]
+    each = rate / len(kinds)
+    scenario = Scenario(
+        about="Chat of many tenants.",
+        seconds=seconds,
+        workers=(Workers(profile="h100-llama-70b-tp4", count=workers, cost_per_hour=4.0),),
+        tiers=TIERS,
+        requests=tuple(
+            Requests(rate=each, tier=tier, tenant=tenant, prompt=(500, 2000), output=(200, 500))
+            for tier, tenant in kinds
+        ),
+        network=Network(jitter_s=0.0003),
+    )
+    Simulation(scenario, "least-requests", 1, log=note).run()
+    return log
 
 
-def request(i: int) -> Request:
-    tier, tenant = TIERS[i % len(TIERS)], f"t{i % TENANTS}"
-    return Request(f"r{i}", "m", tenant, tier, Promise(0.5, 0.04), prompt_tokens=500)
+class Life:
+    """A request's way, as its exchange knows it."""
 
+    def __init__(self, fact: RequestArrived, now: float) -> None:
+        self.request, self.at = fact.request, now
+        self.sent: Dispatch | None = None
+        self.sent_at = self.first_at = self.done_at = now
 
-def outcomes(count: int) -> list[Outcome]:
-    times = np.random.default_rng(0).lognormal(-1.5, 0.7, count).tolist()
-    return [
-        Outcome(
-            request=request(i),
-            worker=f"w{i % WORKERS}",
+    def dispatched(self, command: Dispatch, now: float) -> None:
+        self.sent, self.sent_at = command, now
+
+    def outcome(self, fact: StreamEnded, now: float) -> Outcome:
+        self.done_at = now
+        sent = self.sent
+        return Outcome(
+            request=self.request,
+            worker=sent.worker_id if sent is not None else "",
             status=200,
             error="",
             attempts=1,
-            because="least cost",
-            predicted=None,
-            queued_s=0.001,
-            ttft_s=seconds,
-            itl_s=seconds / 10,
-            stall_s=seconds / 2,
-            seconds=2.0,
-            prompt_tokens=500,
-            cached_tokens=100,
-            output_tokens=200,
+            because=sent.because if sent is not None else "",
+            predicted=sent.predicted if sent is not None else None,
+            queued_s=self.sent_at - self.at,
+            ttft_s=self.first_at - self.at,
+            itl_s=fact.itl_s,
+            stall_s=fact.stall_s,
+            seconds=now - self.at,
+            prompt_tokens=fact.prompt_tokens,
+            cached_tokens=fact.cached_tokens,
+            output_tokens=fact.output_tokens,
         )
-        for i, seconds in enumerate(times)
-    ]
 
 
-Part = tuple[Callable[[Outcome], object], Callable[[float], object]]
-"""What happens with each request, and what at every look."""
-LOOK_S = 2
+class Watching:
+    """All that look on at one kernel."""
+
+    def __init__(self, kernel: Kernel, url: str, sample: float, folder: Path) -> None:
+        self._kernel = kernel
+        self._gaps: dict[tuple[str, str, str], list[int]] = {}
+        self._now = 0.0
+        self._loop = asyncio.new_event_loop()
+        self._lines = (folder / "lines").open("wb")
+        configure("info", "json", self._lines)
+        stalls = Stalls(kernel)
+        diagnosis = Diagnosis(kernel, stalls, (lambda: self._now, time))
+        cluster = Cluster(kernel, self._gaps, lambda tier: 0.99, 0.0)
+        facts = FactLog(folder / "facts.log", 64 * 2**20, 4, lambda continued: b"{}\n")
+        self._otel = OpenTelemetry(url, sample, Random(0).random)
+        self._parts: dict[str, dict[str, Callable[..., object]]] = {
+            "causes": {"saw": stalls.saw},
+            "findings": {"look": lambda: self._loop.run_until_complete(diagnosis.refreshed())},
+            "cluster view and cost": {
+                "over": cluster.over,
+                "look": lambda: cluster.look(self._now),
+            },
+            "Prometheus metrics": {"over": Metrics(kernel, self._gaps, GAP_BOUNDS).over},
+            "request log": {"over": said},
+            "OpenTelemetry": {"begin": self._begin, "over": self._otel.over},
+            "log of facts": {"saw": facts.write, "look": facts.close},
+        }
+        self.took: Times = defaultdict(list)
+
+    def tell(self, what: str, column: str, *told: object) -> None:
+        """All who want to know."""
+        clock = thread_time if column == "looks" else perf_counter  # the one is exact, and slow
+        for name, part in self._parts.items():
+            listener = part.get(what)
+            if listener is not None:
+                began = clock()
+                listener(*told)
+                self.took[name, column].append(clock() - began)
+
+    def look(self, now: float) -> None:
+        self._now = now
+        for key in product(["m"], TIERS, self._kernel.workers):
+            self._gaps.setdefault(key, [0] * (len(GAP_BOUNDS) + 1))[10] += 5  # as the relay does
+        self.tell("look", "looks")
+
+    def _begin(self, request_id: str) -> None:
+        http = SimpleNamespace(path="/v1/chat/completions", headers={})
+        self._otel.begin(request_id, http)
+
+    def close(self) -> None:
+        self._loop.close()
+        self._otel.close()
+        self._lines.close()
 
 
-def nothing(_: object) -> None: ...
+def said(over: Over) -> None:
+    request_lines((life.done_at, outcome) for life, outcome in over)
 
 
-def microseconds(parts: list[Part], told: list[Outcome], rate: int) -> float:
-    """CPU time a request."""
-    gc.collect()
-    gc.freeze()
-    began = process_time()
-    for i, outcome in enumerate(told):
-        for each, _ in parts:
-            each(outcome)
-        if i % (LOOK_S * rate) == LOOK_S * rate - 1:
-            for _, look in parts:
-                look(float((i + 1) // rate))
-    return (process_time() - began) / len(told) * 1e6
+def replay(log: Log, kernel: Kernel, watching: Watching) -> Times:
+    """What each call took, from when the fleet is warm."""
+    handle, lives, took = kernel.handle, dict[str, Life](), watching.took
+    over: list[tuple[Life, Outcome]] = []
+    look_at, warm_at = LOOK_S, WARM_S
+    for now, fact in log:
+        if now >= warm_at:
+            gc.collect()
+            gc.freeze()
+            warm_at = inf
+            took.clear()
+        column = "steps" if isinstance(fact, StepsSeen) else "requests"
+        began = perf_counter()
+        commands = handle(fact, now)
+        took[KERNEL, column].append(perf_counter() - began)
+        watching.tell("saw", column, now, fact, commands)
+        if isinstance(fact, RequestArrived):
+            lives[fact.request.id] = Life(fact, now)
+            watching.tell("begin", column, fact.request.id)
+        elif isinstance(fact, FirstTokenSeen):
+            lives[fact.request_id].first_at = fact.at
+        elif isinstance(fact, StreamEnded):
+            life = lives.pop(fact.request_id)
+            over.append((life, life.outcome(fact, now)))
+            if len(over) == AT_ONCE:
+                watching.tell("over", column, over)
+                over.clear()
+        for command in commands:
+            if isinstance(command, Dispatch):
+                lives[command.request_id].dispatched(command, now)
+        if now >= look_at:
+            look_at = now + LOOK_S
+            watching.look(now)
+    return took
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--requests", type=int, default=20_000)
-    parser.add_argument("--rate", type=int, default=100, help="requests a second")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sample", type=float, default=0.01, help="share that is traced")
     options = parser.parse_args()
-    told = outcomes(options.requests)
-    log = configure("info", "json", io.BytesIO())
+    log = recorded(options.rate, options.workers, options.seconds)
+    counted = [fact for now, fact in log if now >= WARM_S]
+    requests = sum(type(fact) is RequestArrived for fact in counted)
+    steps = [step for fact in counted if type(fact) is StepsSeen for step in fact.steps]
+    tokens = sum(step.tokens * step.count for step in steps)
+    rounds: list[Times] = []
     with collector() as url, tempfile.TemporaryDirectory() as folder:
-        kernel = fleet()
-        gaps = {
-            ("m", tier, w): [0] * (len(GAP_BOUNDS) + 1) for tier in TIERS for w in kernel.workers
-        }
-        metrics = Metrics(kernel, gaps, GAP_BOUNDS)
-        cluster = Cluster(kernel, gaps, lambda tier: 0.99, 0.0)
-        otel = OpenTelemetry(url, options.sample)
-        facts = FactLog(Path(folder) / "facts.log", 64 * 2**20, 4, lambda continued: b"{}\n")
-
-        def traced(outcome: Outcome) -> None:
-            now = monotonic()
-            http = SimpleNamespace(path="/v1/chat/completions", headers={})
-            otel.begin(outcome.request.id, http)
-            life = SimpleNamespace(sent_at=now - 1.9, first_at=now - 1.0, done_at=now)
-            otel.closed(life, outcome)
-
-        def noted(outcome: Outcome) -> None:
-            name = outcome.request.id
-            facts.write(1.0, RequestArrived(outcome.request), ())
-            facts.write(1.0, FirstTokenSeen(name, 1.0), ())
-            facts.write(1.0, StreamEnded(name, 200, 0.02, 0.1, 500, 100), ())
-
-        def stream(_: float) -> None:
-            for counts in gaps.values():
-                counts[10] += 5
-
-        off: list[Part] = [
-            (metrics.closed, stream),
-            (lambda outcome: request_line(log, outcome), nothing),
-        ]
-        added: dict[str, Part] = {
-            "cluster view and cost": (cluster.closed, cluster.look),
-            "OpenTelemetry": (traced, nothing),
-            "log of facts, without steps": (noted, lambda _: facts.close()),
-        }
-        runs: dict[str, list[float]] = {}
         for _ in range(options.rounds):
-            runs.setdefault("off: metrics and request log", []).append(
-                microseconds(off, told, options.rate)
-            )
-            for name, part in added.items():
-                runs.setdefault(name, []).append(microseconds([part], told, options.rate))
-            everything = [*off, *added.values()]
-            runs.setdefault("on", []).append(microseconds(everything, told, options.rate))
-        otel.close()
-    best = {name: min(values) for name, values in runs.items()}
-    first, *_, last = best
-    best["on - off"] = best[last] - best[first]
-    table = Table("", "µs a request", title=f"{options.rate} requests a second, {WORKERS} workers")
-    table.columns[1].justify = "right"
-    for name, value in best.items():
-        table.add_row(name, f"{value:.1f}")
+            kernel = Kernel(Settings(policy="least-requests"))
+            watching = Watching(kernel, url, options.sample, Path(folder))
+            rounds.append(replay(log, kernel, watching))
+            watching.close()
+    counts = {"requests": requests, "looks": requests, "steps": tokens}
+    least: dict[str, dict[str, float]] = {}
+    for name, column in rounds[0]:
+        calls = np.min([took[name, column] for took in rounds], axis=0)
+        least.setdefault(name, dict.fromkeys(counts, 0.0))
+        least[name][column] = 1e6 * float(calls.sum()) / counts[column]
+    kernel_us = least.pop(KERNEL)
+    together = {column: sum(us[column] for us in least.values()) for column in counts}
+    least |= {"together": together, KERNEL: kernel_us}
+    table = Table(
+        "",
+        "µs a request",
+        "looks, µs a request",
+        "µs a token",
+        title=f"{options.rate:g} requests a second, {options.workers} workers, "
+        f"{len(steps) / requests:.0f} steps and {tokens / requests:.0f} tokens a request",
+    )
+    for name, us in least.items():
+        table.add_row(name, *(f"{us[column]:.2f}" for column in counts))
     Console().print(table)
-    print(json.dumps({"bench": "observe", "rate": options.rate, "us_per_request": best}))
+    told = {"bench": "observe", "rate": options.rate, "workers": options.workers, "us": least}
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,13 @@ from paceline.kernel.log import known_workers, opening
 from paceline.observe.cluster import Cluster
 from paceline.observe.dashboard import Dashboard
 from paceline.observe.diagnosis import Diagnosis
+from paceline.observe.ended import Ended, Listener, Over
 from paceline.observe.factlog import FactLog
 from paceline.observe.findings import diagnosis_routes
 from paceline.observe.gpu_metrics import GpuMetrics
 from paceline.observe.lag import watch_lag
 from paceline.observe.late_metrics import LateMetrics
-from paceline.observe.logs import request_line
+from paceline.observe.logs import request_lines
 from paceline.observe.metrics import Metrics
 from paceline.observe.stalls import Stalls
 from paceline.observe.views import cluster_routes
@@ -85,6 +86,11 @@ class Observing:
         if self._facts is not None:
             observers.append(self._facts.write)
         host.observers = observers
+        listeners: list[Listener] = [self.metrics.over, self._cluster.over, _say]
+        if self.otel is not None:
+            listeners.append(self.otel.over)
+        self._ended = Ended(listeners)
+        self.metrics.before_reading = self._catch_up
         self.routes: list[Route] = [
             *diagnosis_routes(self._diagnosis),
             *cluster_routes(self._cluster, kernel, GAP_BOUNDS, time),
@@ -93,11 +99,12 @@ class Observing:
 
     def closed(self, exchange: Exchange, outcome: Outcome) -> None:
         """A request is over."""
-        self.metrics.closed(outcome)
-        self._cluster.closed(outcome)
-        if self.otel is not None:
-            self.otel.closed(exchange, outcome)
-        request_line(log, outcome)
+        self._ended.add(exchange, outcome)
+
+    def _catch_up(self) -> None:
+        """Somebody wants to know."""
+        self._ended.tell()
+        self._stalls.catch_up(monotonic())
 
     def turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
         """A request is turned away, or off its worker and not over."""
@@ -129,6 +136,7 @@ class Observing:
 
     async def close(self) -> None:
         """Say what has not been said yet."""
+        self._ended.tell()
         if self._facts is not None:
             self._facts.close()
         if self.otel is not None:
@@ -139,10 +147,17 @@ class Observing:
         while True:
             await asyncio.sleep(uniform(*LOOK_S))  # noqa: S311 (no secret)
             try:
+                self._ended.tell()
                 await self._diagnosis.refreshed()  # so that it is known since when a trouble lasts
                 await self._cluster.look_aside(monotonic())
             except Exception:  # what is counted is not worth a stream
                 log.exception("a bug kept the last seconds from being counted")
+
+
+def _say(over: Over) -> None:
+    """What became of requests."""
+    unix_at_0 = time() - monotonic()
+    request_lines((unix_at_0 + life.done_at, outcome) for life, outcome in over)
 
 
 def _fact_log(config: Config, kernel: Kernel) -> FactLog | None:

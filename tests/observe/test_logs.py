@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from math import inf
 from typing import get_args, get_type_hints
 
 import pytest
@@ -16,7 +17,7 @@ from paceline.domain.commands import Prediction
 from paceline.domain.outcome import Outcome
 from paceline.domain.promise import Promise
 from paceline.domain.request import Request
-from paceline.observe.logs import LEVELS, configure, request_line
+from paceline.observe.logs import LEVELS, configure, request_lines
 
 REQUEST = Request("req-1", "llama-70b", "acme", "premium", Promise(0.5, 0.04), prompt_bytes=1024)
 OUTCOME = Outcome(
@@ -55,7 +56,8 @@ def _forget_configuration() -> Iterator[None]:
 
 def test_a_request_is_one_json_object_on_one_line() -> None:
     out = io.BytesIO()
-    request_line(configure(stream=out), OUTCOME)
+    configure(stream=out)
+    request_lines([(0.0, OUTCOME)])
     assert out.getvalue().count(b"\n") == 1
     told = json.loads(out.getvalue())
     assert told.pop("timestamp").endswith("Z")
@@ -88,7 +90,8 @@ def test_a_request_is_one_json_object_on_one_line() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     out = io.BytesIO()
     unsent = replace(OUTCOME, worker="", predicted=None, because="", prompt_tokens=None)
-    request_line(configure(stream=out), unsent)
+    configure(stream=out)
+    request_lines([(0.0, unsent)])
     told = json.loads(out.getvalue())
     unknown = {"worker", "predicted_ttft_s", "predicted_itl_s", "because", "prompt_tokens", "error"}
     assert not unknown & set(told)
@@ -97,7 +100,8 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_a_request_that_was_degraded_or_moved_says_so() -> None:
     out = io.BytesIO()
     lower = replace(REQUEST, tier="standard", model="llama-8b")
-    request_line(configure(stream=out), replace(OUTCOME, degraded_to=lower, moved=2))
+    configure(stream=out)
+    request_lines([(0.0, replace(OUTCOME, degraded_to=lower, moved=2))])
     told = json.loads(out.getvalue())
     assert (told["tier"], told["model"]) == ("premium", "llama-70b")
     assert (told["to_tier"], told["to_model"]) == ("standard", "llama-8b")
@@ -107,21 +111,41 @@ def test_a_request_that_was_degraded_or_moved_says_so() -> None:
 
 def test_times_are_told_to_the_microsecond() -> None:
     out = io.BytesIO()
-    request_line(configure(stream=out), replace(OUTCOME, ttft_s=0.1 + 0.2))
+    configure(stream=out)
+    request_lines([(0.0, replace(OUTCOME, ttft_s=0.1 + 0.2))])
     assert b'"ttft_s":0.3,' in out.getvalue()
+
+
+def test_what_would_take_for_ever_is_told_as_unknown() -> None:
+    out = io.BytesIO()
+    never = Prediction(ttft_s=inf, itl_s=0.02, headroom=-inf)
+    configure(stream=out)
+    request_lines([(0.0, replace(OUTCOME, predicted=never))])
+    assert json.loads(out.getvalue())["predicted_ttft_s"] is None
+
+
+def test_each_line_has_the_time_of_its_request() -> None:
+    out = io.BytesIO()
+    configure(stream=out)
+    request_lines([(0.25, OUTCOME), (86400.0, named("m"))])
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert first["timestamp"] == "1970-01-01T00:00:00.250000Z"
+    assert (second["timestamp"], second["model"]) == ("1970-01-02T00:00:00Z", "m")
 
 
 @given(st.text())
 def test_no_text_of_a_client_can_break_a_line(text: str) -> None:
     out = io.BytesIO()
-    request_line(configure(stream=out), named(text))
+    configure(stream=out)
+    request_lines([(0.0, named(text))])
     assert out.getvalue().count(b"\n") == 1
     assert json.loads(out.getvalue()).get("model", "") == text
 
 
 def test_a_terminal_gets_pretty_lines_and_no_escape_codes_of_clients() -> None:
     out = Terminal()
-    request_line(configure(stream=out), named("\x1b[2Jm"))
+    configure(stream=out)
+    request_lines([(0.0, named("\x1b[2Jm"))])
     told = out.getvalue().decode()
     assert not told.startswith("{")
     assert "premium" in told
@@ -144,7 +168,7 @@ def test_a_level_silences_what_is_less_urgent(level: str, lines: int) -> None:
     out = io.BytesIO()
     log = configure(level, stream=out)
     log.debug("a")
-    request_line(log, OUTCOME)
+    request_lines([(0.0, OUTCOME)])
     log.warning("b")
     log.error("c")
     assert out.getvalue().count(b"\n") == lines
@@ -170,7 +194,8 @@ def test_a_log_that_cannot_be_written_costs_no_request() -> None:
         def write(self, _data: object) -> int:
             raise OSError("No space left on device")
 
-    request_line(configure(stream=Full()), OUTCOME)
+    configure(stream=Full())
+    request_lines([(0.0, OUTCOME)])
 
 
 def test_other_modules_log_to_the_same_place() -> None:

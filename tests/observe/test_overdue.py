@@ -60,8 +60,10 @@ def test_a_first_token_that_has_come_late_counts_once() -> None:
 
 
 def test_a_flood_of_waiting_requests_is_counted_up_to_a_bound() -> None:
-    flood = [Course(Request(f"r{i}", "m", "acme", "chat", Promise()), 0.0) for i in range(3000)]
+    flood = [
+        Course(Request(f"r{i}", "m", "acme", "chat", Promise()), 0.0, 0.0) for i in range(3000)
+    ]
     assert overdue(flood, 9.0) == []  # nothing is promised
-    late = [Course(REQUEST, float(i)) for i in range(3000)]
+    late = [Course(REQUEST, float(i), float(i)) for i in range(3000)]
     (loss,) = overdue(late, 9000.0)
     assert (loss.promises, loss.since) == (MOST, 1.0)

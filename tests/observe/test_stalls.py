@@ -10,14 +10,24 @@ import pytest
 from troubled import CHAT, Watched, healthy
 
 from paceline.domain.commands import Dispatch, Prefill
-from paceline.domain.facts import FirstTokenSeen, Prefilled, RequestArrived, WorkerAdded
+from paceline.domain.facts import (
+    FirstTokenSeen,
+    Prefilled,
+    RequestArrived,
+    Step,
+    StepsSeen,
+    StreamStopped,
+    WorkerAdded,
+)
 from paceline.domain.promise import Promise
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker
 from paceline.enginemodel import Profile
 from paceline.kernel import Kernel
 from paceline.observe.stalls import Stalls
-from paceline.policy.causes import Cause
+from paceline.observe.timeline import Timeline
+from paceline.policy.causes import STEPS, Cause
+from paceline.policy.windows import PastStep
 from paceline.simulator.scenario import Fault, Network, Requests, Workers
 
 RIGHT = 0.9
@@ -161,3 +171,54 @@ def test_a_first_token_that_waited_for_prefill_elsewhere_was_late_there() -> Non
     stalls.look(5.0)
     (late,) = stalls.losses.late["p"]
     assert late.cause is Cause.OWN_PREFILL
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_request_that_lost_the_prompt_it_was_handed_waits_for_no_transfer(again: bool) -> None:
+    """`again`: handed over anew, with both workers at it at once. Else: prefilled in place."""
+    kernel, request = Kernel(), Request("r", "m", "acme", "chat", Promise(ttft_s=0.5))
+    for name in ("p", "d", "e"):
+        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
+    stalls = Stalls(kernel)
+    stalls.saw(0.0, RequestArrived(request), [Prefill("r", "p", "long prompt")])
+    stalls.saw(0.1, Prefilled("r", "p", 0.1), [Dispatch("r", "d", "it has room", prefilled_at="p")])
+    prefill = [Prefill("r", "p", "long prompt")] if again else []
+    dispatch = Dispatch("r", "e", "it has room", prefilled_at="p" if again else "")
+    stalls.saw(3.0, StreamStopped("r", "d", 0), [*prefill, dispatch])
+    stalls.saw(4.0, FirstTokenSeen("r", 4.0), [])
+    stalls.look(6.0)
+    (late,) = stalls.losses.late["e"]
+    assert late.split.get(Cause.TRANSFER, 0.0) == pytest.approx(1.0 * again * 3.5 / 3.9)
+
+
+def test_steps_that_were_seen_are_taken_in_before_somebody_reads_of_them() -> None:
+    kernel, stalls = watched_worker()
+    for i in range(1, 4):
+        step(kernel, stalls, 0.02 * i)
+    assert stalls.tracks["w"].timeline.sums[STEPS] == 0
+    stalls.catch_up(0.1)
+    assert stalls.tracks["w"].timeline.sums[STEPS] == 2  # the last one is not settled
+
+
+def test_the_sums_at_a_mark_are_those_of_its_moment_however_late_they_are_asked_for() -> None:
+    timeline = Timeline()
+    marks = [timeline.mark(at) for at in (0.5, 1.0, 1.5)]
+    for ended_at in (1.0, 2.0, 3.0):
+        timeline.stepped(PastStep(ended_at, 1.0, 1, 0.0), 0.0, 10.0)
+    steps = [mark.sums[STEPS] for mark in marks if mark.sums is not None]
+    assert steps == pytest.approx([0.5, 1.0, 1.5])
+    assert timeline.mark(2.5).sums == timeline.sums  # that moment is over: what is known now
+
+
+def watched_worker() -> tuple[Kernel, Stalls]:
+    """A worker with a stream, and the one that looks on."""
+    kernel = Kernel()
+    stalls = Stalls(kernel)
+    stalls.saw(0.0, WorkerAdded(Worker("w", "m", "http://w")), [])
+    kernel.handle(WorkerAdded(Worker("w", "m", "http://w")), 0.0)
+    return kernel, stalls
+
+
+def step(kernel: Kernel, stalls: Stalls, at: float) -> None:
+    fact = StepsSeen("w", (Step(at, 0.02, 1, 1),))
+    stalls.saw(at, fact, kernel.handle(fact, at))

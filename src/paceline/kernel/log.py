@@ -34,7 +34,11 @@ class Opening(Settings, frozen=True):
     """Unix time when `now` was 0."""
 
 
-_encode = msgspec.json.Encoder().encode
+Noted = tuple[float, Fact, Sequence[Command]]
+"""What an entry says, before it is one."""
+
+_encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
 _decode = msgspec.json.Decoder(Entry).decode
 _decode_opening = msgspec.json.Decoder(Opening).decode
 _decode_settings = msgspec.json.Decoder(Settings).decode
@@ -66,6 +70,11 @@ def read(lines: Iterable[bytes]) -> tuple[Opening, list[Entry]]:
 def line(now: float, fact: Fact, commands: Sequence[Command]) -> bytes:
     """The line for one fact."""
     return _encode(Entry(now, fact, commands)) + b"\n"
+
+
+def lines(noted: Sequence[Noted]) -> bytes:
+    """The same for many."""
+    return _encoder.encode_lines(noted)
 
 
 def replay(lines: Iterable[bytes]) -> Iterator[tuple[Entry, list[Command]]]:

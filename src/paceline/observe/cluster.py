@@ -22,6 +22,7 @@ from paceline.domain.request import Request
 from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
 from paceline.observe.cost import shares
+from paceline.observe.ended import Over
 from paceline.observe.sketch import BINS, Ints
 from paceline.observe.table import (
     MEASURES,
@@ -185,6 +186,11 @@ class Cluster:
         self._rows: list[Row] = []
         self._gaps_before = _Gaps([], np.empty((0, 0), np.int64))
         self._preemptions: dict[str, int] = {}
+
+    def over(self, ended: Over) -> None:
+        """These requests are over."""
+        for _, outcome in ended:
+            self.closed(outcome)
 
     def closed(self, outcome: Outcome) -> None:
         """A request is over."""

@@ -47,12 +47,14 @@ def shares(
     for state in workers:
         step = present_step(state)
         spent: dict[tuple[str, str, str], float] = {}
-        for part_s, entries in ((step.decode, step.decoding), (step.prefill, step.prefilling)):
-            whole = seconds * part_s / (sum(entries.values()) or 1.0)
+        for part, entries in ((step.decode, step.decoding), (step.prefill, step.prefilling)):
+            if not entries:
+                continue
+            whole_s = seconds * part / sum(entries.values())
             for entry, weight in entries.items():
                 request = asked(entry.request)
-                key = (request.model, request.tier, request.tenant)
-                spent[key] = spent.get(key, 0.0) + weight * whole
+                key = request.model, request.tier, request.tenant
+                spent[key] = spent.get(key, 0.0) + weight * whole_s
         if not spent:
             spent[state.worker.model, "", ""] = seconds
         per_s = state.worker.cost_per_hour / HOUR_S

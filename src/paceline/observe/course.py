@@ -4,62 +4,45 @@ from __future__ import annotations
 
 from math import inf
 
+import msgspec
+
 from paceline.domain.request import Request
 from paceline.observe.timeline import Mark
 from paceline.policy.causes import Cause, Split, add
 
 
-class Course:
+class Course(msgspec.Struct, gc=False):
     """A request on its way."""
 
-    __slots__ = (
-        "arrived_at",
-        "begun",
-        "broken",
-        "extra",
-        "fetched_from",
-        "handed_at",
-        "legs",
-        "off_at",
-        "off_because",
-        "preemptions",
-        "prefilled_by",
-        "queued_s",
-        "ready_at",
-        "request",
-        "sent",
-        "share",
-        "uncached",
-        "worker",
-    )
-
-    def __init__(self, request: Request, now: float) -> None:
-        self.request = request
-        self.arrived_at = self.ready_at = now
-        """`ready_at`: since when it waits at the gateway, if it does."""
-        self.queued_s = 0.0
-        self.worker = ""
-        self.uncached = 0.0
-        self.sent: Mark | None = None
-        self.begun: Mark | None = None
-        """Its first token on this worker."""
-        self.handed_at = self.fetched_from = inf
-        """When another worker was to prefill its prompt, and from when on that could be fetched."""
-        self.prefilled_by = ""
-        """That worker."""
-        self.share = 1.0
-        """Its own, of the prompt tokens that were then before that worker."""
-        self.preemptions = 0
-        """Of its worker, before that."""
-        self.legs: list[tuple[Mark, Mark]] = []
-        """Where it decoded before."""
-        self.extra: Split = {}
-        """What was lost between workers."""
-        self.off_at = inf
-        """When it left the worker that had begun its answer."""
-        self.off_because = Cause.LOST_WORKER
-        self.broken = False
-        """Its promise is lost already."""
+    request: Request
+    arrived_at: float
+    ready_at: float
+    """Since when it waits at the gateway, if it does."""
+    queued_s: float = 0.0
+    worker: str = ""
+    uncached: float = 0.0
+    sent: Mark | None = None
+    begun: Mark | None = None
+    """Its first token on this worker."""
+    handed_at: float = inf
+    """When another worker was to prefill its prompt..."""
+    fetched_from: float = inf
+    """...and from when on that could be fetched."""
+    prefilled_by: str = ""
+    """That worker."""
+    share: float = 1.0
+    """Its own, of the prompt tokens that were then before that worker."""
+    preemptions: int = 0
+    """Of its worker, before that."""
+    legs: list[tuple[Mark, Mark]] = []
+    """Where it decoded before."""
+    extra: Split = {}
+    """What was lost between workers."""
+    off_at: float = inf
+    """When it left the worker that had begun its answer."""
+    off_because: Cause = Cause.LOST_WORKER
+    broken: bool = False
+    """Its promise is lost already."""
 
     @property
     def of(self) -> tuple[str, str, str, str, str]:

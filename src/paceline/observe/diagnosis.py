@@ -61,6 +61,7 @@ class Diagnosis:
         """What is wrong, worst first. Tokens have their turn between one worker and the next."""
         now, workers = self._now(), []
         if now - self._found_at > FRESH_S:
+            self._stalls.catch_up(now)
             for worker_id in sorted(self._kernel.workers):
                 workers.append(self._worker(worker_id, now))
                 await asyncio.sleep(0)
@@ -90,6 +91,7 @@ class Diagnosis:
     def look(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> Look:
         """All that findings rest on."""
         stalls, kernel = self._stalls, self._kernel
+        stalls.catch_up(now)
         lags = stalls.lags.since(now - LAG_S)
         looks = workers or [self._worker(worker_id, now) for worker_id in sorted(kernel.workers)]
         return Look(
@@ -136,6 +138,7 @@ class Diagnosis:
     def stalls_json(self, worker: str | None, limit: int) -> dict[str, Any]:
         """What `/paceline/v1/stalls` says: newest last."""
         offset, losses = self._wall() - self._now(), self._stalls.losses
+        self._stalls.catch_up(self._now())
         workers = losses.late if worker is None else {worker: losses.late.get(worker, ())}
         return {
             "at": self._wall(),

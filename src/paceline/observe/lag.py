@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 
 EVERY_S = 0.02
@@ -18,10 +19,13 @@ class Lags:
 
     def __init__(self) -> None:
         self._lags: deque[tuple[float, float]] = deque(maxlen=MOST_LAGS)
+        self.last_at = -inf
+        """When it was late last."""
 
     def add(self, at: float, seconds: float) -> None:
         """It came so late to what was due."""
         self._lags.append((at, seconds))
+        self.last_at = at
 
     def between(self, began_at: float, ended_at: float) -> float:
         """By how much it was late within a time."""

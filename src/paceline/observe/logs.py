@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, BinaryIO
 
 import msgspec
@@ -55,57 +58,120 @@ def configure(
         cache_logger_on_first_use=False,  # a reload may configure again
     )
     log: FilteringBoundLogger = structlog.get_logger().bind()
+    global _say
+    write = structlog.BytesLogger(out).msg
+    if LEVELS[level] > logging.INFO:
+        _say = None
+    elif pretty:
+        _say = partial(_as_events, log)
+    else:
+        _say = lambda lines: write(_encoder.encode_lines(lines)[:-1])  # noqa: E731
     return log
 
 
-def request_line(log: FilteringBoundLogger, outcome: Outcome) -> None:
-    """Say what became of a request; fields of which nothing is known are left out.
+FOREVER_S = 1e9
 
-    Nothing here reads headers or text: no key and no word of a client can get into a log. A line
-    costs less than 20 µs as JSON.
+
+class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
+    """What became of a request; fields of which nothing is known are left out.
+
+    Nothing here is of headers or text: no key and no word of a client can get into a log.
     """
-    if not log.is_enabled_for(logging.INFO):
-        return
+
+    timestamp: datetime
+    level: str
+    event: str
+    id: str
+    status: int
+    attempts: int
+    kept: bool
+    queued_s: float
+    ttft_s: float
+    itl_s: float
+    stall_s: float
+    seconds: float
+    prompt_bytes: int
+    output_tokens: int
+    tenant: str = ""
+    tier: str = ""
+    model: str = ""
+    worker: str = ""
+    because: str = ""
+    error: str = ""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    predicted_ttft_s: float | None = None
+    predicted_itl_s: float | None = None
+    to_tier: str = ""
+    to_model: str = ""
+    prefilled_at: str = ""
+    prefill_s: float | None = None
+    moved: int = 0
+    paused: int = 0
+
+
+def request_lines(over: Iterable[tuple[float, Outcome]]) -> None:
+    """Say what became of requests, each at its Unix time.
+
+    As JSON, a line costs 5 µs: it goes straight to where structlog's lines go.
+    """
+    if _say is not None:
+        with contextlib.suppress(OSError):  # a full disk or a closed pipe costs no request
+            _say([_line(at, outcome) for at, outcome in over])
+
+
+def _line(at: float, outcome: Outcome) -> RequestLine:
     request, predicted, given = outcome.request, outcome.predicted, outcome.degraded_to
-    fields = {
-        "id": request.id,
-        "tenant": request.tenant,
-        "tier": request.tier,
-        "model": request.model,
-        "to_tier": given.tier if given is not None else None,
-        "to_model": given.model if given is not None else None,
-        "worker": outcome.worker,
-        "prefilled_at": outcome.prefilled_at,
-        "prefill_s": outcome.prefill_s or None,
-        "status": outcome.status,
-        "error": outcome.error,
-        "because": outcome.because,
-        "attempts": outcome.attempts,
-        "moved": outcome.moved or None,
-        "paused": outcome.paused or None,
-        "kept": outcome.kept,
-        "queued_s": outcome.queued_s,
-        "predicted_ttft_s": predicted.ttft_s if predicted else None,
-        "ttft_s": outcome.ttft_s,
-        "predicted_itl_s": predicted.itl_s if predicted else None,
-        "itl_s": outcome.itl_s,
-        "stall_s": outcome.stall_s,
-        "seconds": outcome.seconds,
-        "prompt_bytes": request.prompt_bytes,
-        "prompt_tokens": outcome.prompt_tokens,
-        "cached_tokens": outcome.cached_tokens,
-        "output_tokens": outcome.output_tokens,
-    }
-    known = {
-        name: round(value, 6) if isinstance(value, float) else value  # digits after µs are noise
-        for name, value in fields.items()
-        if value is not None and value != ""
-    }
-    with contextlib.suppress(OSError):  # a full disk or a closed pipe costs no request
-        log.info("request", **known)
+    return RequestLine(  # by their places: by their names it takes ten times as long
+        datetime.fromtimestamp(at, UTC),
+        "info",
+        "request",
+        request.id,
+        outcome.status,
+        outcome.attempts,
+        outcome.kept,
+        _to_us(outcome.queued_s),
+        _to_us(outcome.ttft_s),
+        _to_us(outcome.itl_s),
+        _to_us(outcome.stall_s),
+        _to_us(outcome.seconds),
+        request.prompt_bytes,
+        outcome.output_tokens,
+        request.tenant,
+        request.tier,
+        request.model,
+        outcome.worker,
+        outcome.because,
+        outcome.error,
+        outcome.prompt_tokens,
+        outcome.cached_tokens,
+        _to_us(predicted.ttft_s) if predicted is not None else None,
+        _to_us(predicted.itl_s) if predicted is not None else None,
+        given.tier if given is not None else "",
+        given.model if given is not None else "",
+        outcome.prefilled_at,
+        _to_us(outcome.prefill_s) or None,
+        outcome.moved,
+        outcome.paused,
+    )
 
 
-_encode = msgspec.json.Encoder(enc_hook=repr).encode
+def _to_us(seconds: float) -> float:
+    """Without the digits after µs, which are noise; in a third of the time that `round` takes."""
+    return int(seconds * 1e6 + 0.5) / 1e6 if seconds < FOREVER_S else seconds
+
+
+def _as_events(log: FilteringBoundLogger, lines: Iterable[RequestLine]) -> None:
+    """To be made pretty; the time and the level are structlog's."""
+    for line in lines:
+        told = msgspec.to_builtins(line)
+        log.info(**{name: told[name] for name in told if name not in ("timestamp", "level")})
+
+
+_say: Callable[[list[RequestLine]], object] | None = None
+"""What is done with lines of requests; None: they are not wanted."""
+_encoder = msgspec.json.Encoder(enc_hook=repr)
+_encode = _encoder.encode
 
 
 def _as_json(_logger: WrappedLogger, _method: str, event: EventDict) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from paceline.domain.worker import Worker
 from paceline.policy.causes import Cause, Split, dominant
 from paceline.policy.look import Loss
 
@@ -171,3 +172,16 @@ def of_request(
     return Late(
         at, what, model, worker, seconds, late_s, cause, split, {tier: 1}, {tenant: 1}, request_id
     )
+
+
+def of_step(
+    at: float,
+    seconds: float,
+    split: Split,
+    worker: Worker,
+    tiers: dict[str, int],
+    tenants: dict[str, int],
+) -> Late:
+    """A gap of all streams of a worker; `split`: of the one that it made latest."""
+    late_s, cause = sum(split.values()), dominant(split)
+    return Late(at, "step", worker.model, worker.id, seconds, late_s, cause, split, tiers, tenants)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -20,11 +19,10 @@ from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.worker import WorkerState
+from paceline.observe.ended import Over
+from paceline.observe.request_metrics import LABELS, RequestMetrics
 from paceline.observe.table import OTHER
 
-SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-ITL_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
-LABELS = ("model", "tier", "worker")
 INFO = ("model", "worker", "node", "kind", "role", "transfer")
 
 GapCounts = Mapping[tuple[str, str, str], Sequence[int]]
@@ -52,16 +50,13 @@ class Metrics:
         """
         self._kernel = kernel
         self._tenants = _Tenants(max_tenants)
+        self._models: set[str] = set()
+        """Of which some request is over."""
+        self.before_reading: Callable[[], object] = lambda: None
+        """To be called first: whoever tells of requests may have some left to tell of."""
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "paceline_requests",
-            "Requests that are over.",
-            ("model", "tier", "worker", "tenant", "status"),
-            registry=registry,
-        )
-        self._kept = Counter(
-            "paceline_promises_kept", "Requests whose promise was kept.", LABELS, registry=registry
-        )
+        self._ended = RequestMetrics()
+        registry.register(self._ended)
         self._retries = Counter(
             "paceline_retries", "Dispatches after the first one.", ("model",), registry=registry
         )
@@ -95,32 +90,6 @@ class Metrics:
             ("model", "prefilled_at", "worker"),
             registry=registry,
         )
-        self._tokens = Counter(
-            "paceline_tokens",
-            "Tokens, by direction: prompt, cached (of the prompt), output.",
-            ("model", "tier", "worker", "direction"),
-            registry=registry,
-        )
-
-        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
-            return Histogram(name, text, LABELS, buckets=buckets, registry=registry)
-
-        self._queue = histogram(
-            "paceline_queue_seconds", "From arrival until sent to the worker.", SECONDS
-        )
-        self._ttft = histogram(
-            "paceline_time_to_first_token_seconds", "From arrival to the first token.", SECONDS
-        )
-        self._itl = histogram(
-            "paceline_request_inter_token_latency_seconds",
-            "A request's mean gap between tokens.",
-            ITL_SECONDS,
-        )
-        self._stall = histogram(
-            "paceline_worst_stall_seconds", "A request's worst gap between tokens.", SECONDS
-        )
-        self._timings = (self._queue, self._ttft, self._itl, self._stall)
-        self._series: dict[tuple[str, str, str, str, int], _Series] = {}
         registry.register(_Fleet(kernel, gaps, bounds))
         registry.register(_Waiting(kernel))
         registry.register(_Blocks(kernel))
@@ -143,74 +112,31 @@ class Metrics:
         """A request leaves its worker for others."""
         self._pauses.labels(request.model, request.tier, because).inc()
 
+    def over(self, ended: Over) -> None:
+        """These requests are over."""
+        for _, outcome in ended:
+            self.closed(outcome)
+
     def closed(self, outcome: Outcome) -> None:
         """A request is over."""
         request = outcome.request
-        tenant = self._tenants.label(request.tenant)
-        key = (request.model, request.tier, outcome.worker, tenant, outcome.status)
-        series = self._series.get(key)
-        if series is None:
-            series = self._series[key] = self._of(*key)
-        series.requests.inc()
+        self._ended.closed(outcome, self._tenants.label(request.tenant))
         if outcome.prefilled_at:
             self._shared.labels(request.model, outcome.prefilled_at, outcome.worker).inc()
-        if outcome.attempts > 1:
-            series.retries.inc(outcome.attempts - 1)
+        if outcome.attempts > 1 or request.model not in self._models:
+            self._models.add(request.model)
+            self._retries.labels(request.model).inc(max(outcome.attempts - 1, 0))
         if (given := outcome.degraded_to) is not None:
             to = (given.model, given.tier)
             self._degraded.labels(request.model, request.tier, *to).inc()
-        if outcome.status >= 400 or outcome.error:
-            return
-        if outcome.kept:
-            series.kept.inc()
-        series.queue.observe(outcome.queued_s)
-        series.prompt.inc(outcome.prompt_tokens or 0)
-        series.cached.inc(outcome.cached_tokens or 0)
-        series.output.inc(outcome.output_tokens)
-        if request.streaming:
-            series.ttft.observe(outcome.ttft_s)
-            if outcome.itl_s:
-                series.itl.observe(outcome.itl_s)
-                series.stall.observe(outcome.stall_s)
-
-    def _of(self, model: str, tier: str, worker: str, tenant: str, status: int) -> _Series:
-        labels = (model, tier, worker)
-        return _Series(
-            requests=self._requests.labels(*labels, tenant, str(status)),
-            retries=self._retries.labels(model),
-            kept=self._kept.labels(*labels),
-            prompt=self._tokens.labels(*labels, "prompt"),
-            cached=self._tokens.labels(*labels, "cached"),
-            output=self._tokens.labels(*labels, "output"),
-            queue=self._queue.labels(*labels),
-            ttft=self._ttft.labels(*labels),
-            itl=self._itl.labels(*labels),
-            stall=self._stall.labels(*labels),
-        )
 
     def text(self) -> bytes:
         """The exposition. It has the series of workers that are gone for one last time."""
+        self.before_reading()
         exposition = generate_latest(self._registry)
-        for key in [key for key in self._series if key[2] and key[2] not in self._kernel.workers]:
-            del self._series[key]
-            for metric in (self._requests, self._tokens, self._kept, *self._timings):
-                metric.remove_by_labels({"worker": key[2]})
+        workers = self._kernel.workers
+        self._ended.forget(lambda worker: bool(worker) and worker not in workers)
         return exposition
-
-
-class _Series(NamedTuple):
-    """The series that one kind of request counts in: looking them up costs more than counting."""
-
-    requests: Counter
-    retries: Counter
-    kept: Counter
-    prompt: Counter
-    cached: Counter
-    output: Counter
-    queue: Histogram
-    ttft: Histogram
-    itl: Histogram
-    stall: Histogram
 
 
 class _Fleet(Collector):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from math import inf
 from random import random
 from time import monotonic, time_ns
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import structlog
 from opentelemetry import trace
@@ -38,6 +38,7 @@ from opentelemetry.trace import (
 
 from paceline import __version__
 from paceline.domain.outcome import Outcome
+from paceline.observe.ended import Life, Over
 from paceline.observe.otel_metrics import GenAiMetrics, attributes
 
 log = structlog.get_logger("paceline")
@@ -69,22 +70,6 @@ class Http(Protocol):
     headers: dict[str, str]
 
 
-class Life(Protocol):
-    """One request's life at the gateway, on the monotonic clock; 0: it has not come to that."""
-
-    sent_at: float
-    first_at: float
-    done_at: float
-
-
-class _Open(NamedTuple):
-    """A request under way."""
-
-    operation: str
-    span: Span | None
-    """None: it is not life."""
-
-
 class OpenTelemetry:
     """The way to one collector."""
 
@@ -106,18 +91,19 @@ class OpenTelemetry:
         self._exporter = OTLPMetricExporter(endpoint=f"{base}/v1/metrics", timeout=PATIENCE_S)
         self._scope = InstrumentationScope("paceline", __version__)
         self._metrics = GenAiMetrics()
-        self._open: dict[str, _Open] = {}
-        """By request id."""
+        self._open: dict[str, tuple[str, Span | None]] = {}
+        """Of requests under way: the operation, and the span of those that are traced."""
 
     # What happens to a request.
 
     def begin(self, request_id: str, http: Http) -> None:
         """A request comes in: decide whether it is traced, and have its engine know."""
         operation = OPERATIONS.get(http.path, "other")
-        self._open[request_id] = _Open(operation, self._span(http.headers))
+        self._open[request_id] = operation, self._span(http.headers)
 
     def _span(self, headers: dict[str, str]) -> Span | None:
-        told = PARENT.fullmatch(headers.get(HEADER, ""))
+        parent_said = headers.get(HEADER)
+        told = PARENT.fullmatch(parent_said) if parent_said is not None else None
         if told is None:
             headers.pop(HEADER, None)  # as the standard wants it of one that cannot be read
             headers.pop("tracestate", None)
@@ -134,19 +120,25 @@ class OpenTelemetry:
 
     def turned(self, request_id: str, turn: str, because: str) -> None:
         """It was moved, paused or turned away."""
-        found = self._open.get(request_id)
-        if found is not None and found.span is not None:
-            found.span.add_event(turn, {"paceline.because": because})
+        _, span = self._open.get(request_id, ("", None))
+        if span is not None:
+            span.add_event(turn, {"paceline.because": because})
+
+    def over(self, ended: Over) -> None:
+        """These requests are over."""
+        for life, outcome in ended:
+            self.closed(life, outcome)
 
     def closed(self, life: Life, outcome: Outcome) -> None:
         """It is over."""
         found = self._open.pop(outcome.request.id, None)
         if found is None:
             return
+        operation, span = found
         error = error_type(outcome)
-        self._metrics.closed(found.operation, outcome, error)
-        if found.span is not None:
-            self._end(found.span, life, outcome, found.operation, error)
+        self._metrics.closed(operation, outcome, error)
+        if span is not None:
+            self._end(span, life, outcome, operation, error)
 
     def _end(self, span: Span, life: Life, outcome: Outcome, operation: str, error: str) -> None:
         request, to_ns = outcome.request, time_ns() - int(monotonic() * 1e9)

@@ -62,8 +62,10 @@ class _Counts:
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum += seconds
-        self.most = max(self.most, seconds)
-        self.least = min(self.least, seconds)
+        if seconds > self.most:
+            self.most = seconds
+        if seconds < self.least:
+            self.least = seconds
 
 
 class GenAiMetrics:

@@ -32,7 +32,7 @@ from paceline.domain.facts import (
 from paceline.kernel import Kernel
 from paceline.observe.course import Course, allowed_s
 from paceline.observe.lag import Lags
-from paceline.observe.losses import Late, Losses, of_request
+from paceline.observe.losses import Losses, of_request, of_step
 from paceline.observe.timeline import PATIENCE_S, REPORT_S, LateStep, Mark, between
 from paceline.observe.workers import Track, look_at
 from paceline.policy.causes import (
@@ -51,6 +51,8 @@ from paceline.policy.causes import (
 
 LOOK_S = 1.0
 """How often the workers are looked at."""
+AT_ONCE = 8
+"""Steps of a worker that are taken in together while nothing is late: that takes half as long."""
 ALONE = 1.5
 """Times the longest gap of all streams that a single one's gap must be to be its own."""
 
@@ -86,21 +88,18 @@ class Stalls:
         }
 
     def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
-        """The kernel has handled a fact. What is explained here is not worth a stream."""
+        """The kernel has handled a fact."""
         try:
-            self._saw(now, fact, commands)
-        except Exception:
+            handler = self._handlers.get(type(fact))
+            if handler is not None:
+                handler(fact, now)
+            for command in commands:
+                self._commanded(command, now)
+            if now >= self._look_at:
+                self._look_at = now + LOOK_S
+                self.look(now)
+        except Exception:  # what is explained here is not worth a stream
             log.exception("a bug kept something late from being explained")
-
-    def _saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
-        handler = self._handlers.get(type(fact))
-        if handler is not None:
-            handler(fact, now)
-        for command in commands:
-            self._commanded(command, now)
-        if now >= self._look_at:
-            self._look_at = now + LOOK_S
-            self.look(now)
 
     def lag(self, at: float, seconds: float) -> None:
         """The event loop came to what was due so many seconds late."""
@@ -113,11 +112,13 @@ class Stalls:
     def look(self, now: float) -> None:
         """Some time has passed."""
         workers = self._kernel.workers
+        self.catch_up(now)
         while self._doubts and self._doubts[0][0] <= now:
             self._doubts.popleft()[1]()
         for track in self.tracks.values():
             track.timeline.settle(now - PATIENCE_S)
-            self._explain(track, now)
+            if track.timeline.late or track.pending:
+                self._explain(track, now)
         gone = [worker_id for worker_id in self.tracks if worker_id not in workers]
         for worker_id in gone:
             del self.tracks[worker_id]
@@ -139,26 +140,35 @@ class Stalls:
         state = self._kernel.workers.get(fact.worker_id)
         if state is None:
             return
-        track, settled = self._track(fact.worker_id), state.windows.settled
-        timeline = track.timeline
-        track.learn(state)
-        while settled:
-            step = settled.popleft()
-            lag_s = self.lags.between(step.began_at, step.ended_at)
-            timeline.stepped(step, lag_s, self._floor_s)
-        if timeline.late or track.pending:
+        track = self._track(fact.worker_id)
+        track.state = state
+        track.unread += 1
+        if track.unread >= AT_ONCE or track.timeline.late or track.pending:
+            self._take_in(track, now)
+
+    def catch_up(self, now: float) -> None:
+        """Take in all that was seen: somebody wants to know."""
+        for track in self.tracks.values():
+            if track.unread:
+                self._take_in(track, now)
+
+    def _take_in(self, track: Track, now: float) -> None:
+        track.take_in(self.lags, self._floor_s)
+        if track.timeline.late or track.pending:
             self._explain(track, now)
 
     def _reported(self, fact: WorkerReported, now: float) -> None:
         state = self._kernel.workers.get(fact.worker_id)
         if state is not None:
-            self._track(fact.worker_id).reported(state, fact.report)
+            track = self._track(fact.worker_id)
+            self._take_in(track, now)
+            track.reported(state, fact.report)
 
     def _explain(self, track: Track, now: float) -> None:
         for late in track.timeline.explained(now):
             self._late_step(track, late)
         pending = track.pending
-        while pending and pending[0][0].sums is not None:
+        while pending and pending[0][0].after is not None:
             pending.popleft()[1]()
 
     def _late_step(self, track: Track, late: LateStep) -> None:
@@ -188,29 +198,15 @@ class Stalls:
                 worst = share
         if worst:
             assert track.state is not None
-            worker = track.state.worker
-            self.losses.add(
-                Late(
-                    late.at,
-                    "step",
-                    worker.model,
-                    worker.id,
-                    late.seconds,
-                    sum(worst.values()),
-                    dominant(worst),
-                    worst,
-                    tiers,
-                    tenants,
-                ),
-                lost,
-                broken,
-            )
+            event = of_step(late.at, late.seconds, worst, track.state.worker, tiers, tenants)
+            self.losses.add(event, lost, broken)
 
     # Requests.
 
     def _arrived(self, fact: RequestArrived, now: float) -> None:
         request = fact.request
-        self._courses.setdefault(request.id, Course(request, now))
+        if request.id not in self._courses:
+            self._courses[request.id] = Course(request, now, now)
         self._floor_s = min(self._floor_s, late_after_s(request.promise))
 
     def _commanded(self, command: Command, now: float) -> None:
@@ -220,7 +216,9 @@ class Stalls:
         match command:
             case Dispatch():
                 self._sent(course, command.worker_id, now)
-                if command.prefilled_at and course.fetched_from == inf:
+                if not command.prefilled_at:  # whatever there was before
+                    course.handed_at = course.fetched_from = inf
+                elif course.fetched_from == inf:
                     course.fetched_from = now  # both work on it at once
             case Prefill():
                 self._handed(course, command.worker_id, now)
@@ -297,9 +295,11 @@ class Stalls:
         course = self._over(fact.request_id, now)
         if course is None or course.sent is None:
             return
-        request, track = course.request, self._track(course.worker)
+        request = course.request
         mean_late = fact.itl_s > request.promise.itl_s
-        stall_late = fact.stall_s > late_after_s(request.promise)
+        if course.begun is not None and not mean_late and fact.stall_s <= self._floor_s:
+            return  # as nearly all
+        stall_late, track = fact.stall_s > late_after_s(request.promise), self._track(course.worker)
         if course.begun is None:
             if not request.streaming:
                 self._came(course, track, track.timeline.mark(now))
@@ -421,7 +421,9 @@ class Stalls:
 
     def _off(self, course: Course, now: float) -> None:
         """It is no longer on its worker, and goes on elsewhere."""
-        timeline = self._track(course.worker).timeline
+        track = self._track(course.worker)
+        self._take_in(track, now)
+        timeline = track.timeline
         if course.begun is not None:
             end = timeline.mark(now)
             course.legs.append((course.begun, end))

@@ -7,8 +7,10 @@ only once the steps up to it are settled, a step or some later.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from math import inf
+from operator import add
 
 import msgspec
 
@@ -40,22 +42,30 @@ MOST_OPEN = 256
 """Late steps that wait for those after them."""
 MOST_WORST = 64
 """Late steps kept, each shorter than the one before."""
-
-
 FADE = 0.95
 """Of what is known of a worker's pace, with each step: some twenty of them count."""
 MOST_FADED = 20
 """Steps told in one count for so many at most."""
 
 
-class Mark:
+class Mark(msgspec.Struct, gc=False):
     """A moment, and the sums up to it once they are known."""
 
-    __slots__ = ("at", "sums")
+    at: float
+    before: array[float] | None = None
+    """The sums when the step that it is in began, in one piece, as they are kept for long..."""
+    after: array[float] | None = None
+    """...and when that ended."""
+    share: float = 1.0
+    """Of that step, up to the moment."""
 
-    def __init__(self, at: float) -> None:
-        self.at = at
-        self.sums: Sums | None = None
+    @property
+    def sums(self) -> Sums | None:
+        """Few are ever asked for."""
+        before, after, share = self.before, self.after, self.share
+        if before is None or after is None:
+            return None
+        return [b + share * (a - b) for b, a in zip(before, after, strict=True)]
 
 
 class LateStep(msgspec.Struct):
@@ -96,7 +106,7 @@ class Timeline:
         """A moment that matters; in order of time, or nearly."""
         mark = Mark(at)
         if at <= self.reached:
-            mark.sums = self.sums.copy()
+            mark.before = mark.after = array("d", self.sums)
         else:
             self._marks.append(mark)
         return mark
@@ -105,28 +115,38 @@ class Timeline:
         """A step is settled, `late_s` from when on it is late."""
         marks, ended_at = self._marks, step.ended_at
         self.reached = ended_at
+        before = array("d", self.sums) if marks and marks[0].at <= ended_at else None
         plain = not (step.prefill or step.idle or step.spoiled or lag_s or self.late)
-        marked = marks and marks[0].at <= ended_at
-        if plain and not marked and step.count == 1 and step.seconds <= late_s and step.each < 1.5:
+        if plain and step.count == 1 and step.seconds <= late_s and step.each < 1.5:
             self._decoded(step)
-            return
-        each = step_sums(step, self.speed, lag_s)
-        before, after = (
-            self.sums,
-            [a + step.count * b for a, b in zip(self.sums, each, strict=True)],
-        )
-        self.sums = after
-        self._pace(each[BATCH] + each[PREFILL], each[SLOW], each[AT_BEST], step.count)
-        while marks and marks[0].at <= ended_at:
-            mark, span_s = marks.popleft(), step.count * step.seconds
-            share = 1.0 - (ended_at - mark.at) / span_s if span_s > 0.0 else 1.0
-            share = min(max(share, 0.0), 1.0)
-            mark.sums = [b + share * (a - b) for b, a in zip(before, after, strict=True)]
-        self._follow(step, each)
+        else:
+            self._split(step, step_sums(step, self.speed, lag_s), late_s)
+        if before is not None:
+            self._passed(step, before)
+
+    def _split(self, step: PastStep, each: Sums, late_s: float) -> None:
+        """A step of which there is more to say than that its streams got a token."""
+        count = step.count
+        if count == 1:
+            self.sums = list(map(add, self.sums, each))
+        else:
+            self.sums = [a + count * b for a, b in zip(self.sums, each, strict=True)]
+        self._pace(each[BATCH] + each[PREFILL], each[SLOW], each[AT_BEST], count)
+        if self.late:
+            self._follow(step, each)
         if step.seconds > late_s:
-            self._keep(LateStep(ended_at, step.seconds, each, misbooked_s=self._saved_s))
+            self._keep(LateStep(step.ended_at, step.seconds, each, misbooked_s=self._saved_s))
         saved_s = max(-each[SLOW], 0.0)
         self._saved_s = saved_s if step.prefill else 0.5 * self._saved_s
+
+    def _passed(self, step: PastStep, before: array[float]) -> None:
+        """What was marked within a step is known now."""
+        marks, ended_at, after = self._marks, step.ended_at, array("d", self.sums)
+        span_s = step.count * step.seconds
+        while marks and marks[0].at <= ended_at:
+            mark = marks.popleft()
+            share = 1.0 - (ended_at - mark.at) / span_s if span_s > 0.0 else 1.0
+            mark.before, mark.after, mark.share = before, after, min(max(share, 0.0), 1.0)
 
     def _decoded(self, step: PastStep) -> None:
         """Nearly all steps: `step_sums` in short, for this is done some thousand times a second."""
@@ -207,7 +227,8 @@ class Timeline:
     def settle(self, before: float) -> None:
         """What is marked before and not known by now will not be known any better."""
         while self._marks and self._marks[0].at < before:
-            self._marks.popleft().sums = self.sums.copy()
+            mark = self._marks.popleft()
+            mark.before = mark.after = array("d", self.sums)
 
 
 def _shift(sums: Sums, to: int) -> None:
@@ -219,6 +240,7 @@ def _shift(sums: Sums, to: int) -> None:
 
 def between(first: Mark, last: Mark) -> Sums:
     """What went by between two marks that are known."""
-    assert first.sums is not None
-    assert last.sums is not None
-    return [b - a for a, b in zip(first.sums, last.sums, strict=True)]
+    began, ended = first.sums, last.sums
+    assert began is not None
+    assert ended is not None
+    return [b - a for a, b in zip(began, ended, strict=True)]

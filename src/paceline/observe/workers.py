@@ -10,6 +10,7 @@ import msgspec
 
 from paceline.domain.worker import WorkerReport
 from paceline.kernel.worker import WorkerState
+from paceline.observe.lag import Lags
 from paceline.observe.losses import WINDOW_S
 from paceline.observe.timeline import MADE_UP, Mark, Timeline
 from paceline.policy.causes import BATCH, GATEWAY, NOTHING, PREFILL, STEPS, TOKENS, Speed, Sums
@@ -56,7 +57,11 @@ class Track:
 
     def __init__(self) -> None:
         self.timeline = Timeline()
+        self.usual_s = _typical_s(self.timeline.speed.curve)
+        """A typical step, at its usual speed."""
         self.state: WorkerState | None = None
+        self.unread = 0
+        """Steps seen that are not taken in yet."""
         self.pending: deque[tuple[Mark, Callable[[], None]]] = deque(maxlen=MOST_PENDING)
         """What can be explained once the mark is known."""
         self.samples: deque[Sample] = deque(maxlen=int(WINDOW_S) + 1)
@@ -74,6 +79,19 @@ class Track:
         self._report: tuple[float, float, Sums] | None = None
         self._theta: tuple[float, ...] = ()
 
+    def take_in(self, lags: Lags, late_s: float) -> None:
+        """Its last steps, which the kernel keeps until then; `late_s`: from when on one is late."""
+        self.unread = 0
+        if self.state is None:
+            return
+        self.learn(self.state)
+        stepped, settled = self.timeline.stepped, self.state.windows.settled
+        while settled:
+            step = settled.popleft()
+            began_at = step.began_at
+            lag_s = lags.between(began_at, step.ended_at) if began_at <= lags.last_at else 0.0
+            stepped(step, lag_s, late_s)
+
     def learn(self, state: WorkerState) -> None:
         """Keep up with what the kernel learns of it."""
         self.state = state
@@ -87,7 +105,7 @@ class Track:
     def _renew(self, curve: Curve) -> None:
         """Its speed is another, or what it is compared with."""
         assert self.state is not None
-        usual_s = curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
+        usual_s = self.usual_s = _typical_s(curve)
         like = usual_s / self._like_s if self._like_s else 1.0
         aged = usual_s / self._best_s if self._best_s else 1.0
         self.timeline.speed = Speed(
@@ -102,12 +120,6 @@ class Track:
     def known(self) -> bool:
         """Was enough seen of it to judge it?"""
         return self.timeline.sums[STEPS] >= LIKE_STEPS
-
-    @property
-    def usual_s(self) -> float:
-        """A typical step, at its usual speed."""
-        curve = self.timeline.speed.curve
-        return curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
 
     def _age(self) -> None:
         """Compare with its best: what is learned of a slow worker is soon its usual speed."""
@@ -193,6 +205,10 @@ def look_at(workers: Mapping[str, WorkerState], tracks: dict[str, Track], now: f
     for worker_id, state in workers.items():
         track = tracks[worker_id]
         track.sample(state, usual[_kind(state)] if track.known else 0.0, now)
+
+
+def _typical_s(curve: Curve) -> float:
+    return curve.at(LIKE_STREAMS) + curve.kv_s * LIKE_KV
 
 
 def _kind(state: WorkerState) -> tuple[str, str, float]:

@@ -19,6 +19,7 @@ from paceline.policy.gpus import activity
 from paceline.policy.look import (
     LEAST_LOST,
     LOST_SHARE,
+    SURELY_LOST,
     Evidence,
     Finding,
     Hurt,
@@ -27,6 +28,7 @@ from paceline.policy.look import (
     found,
     hurt_by,
     matters,
+    promises_lost,
     rounded,
 )
 from paceline.policy.unwell import (
@@ -230,7 +232,10 @@ def _lost(look: Look, worker: WorkerLook, causes: Sequence[Cause]) -> int:
 def unbalanced(look: Look) -> Iterator[Finding]:
     """Has one worker far more to do than its like, and loses promises by it?"""
     causes = (Cause.BATCH, Cause.ENGINE_QUEUE, Cause.OTHERS_PREFILL, Cause.PREEMPTION)
+    lost_on = promises_lost(look, causes)
     for w in look.workers:
+        if lost_on[w.id] < SURELY_LOST:
+            continue
         like = [o for o in look.workers if o.model == w.model and o.role == w.role and o.healthy]
         others = [o.streams + o.arriving for o in like if o.id != w.id]
         mine, lost = w.streams + w.arriving, hurt_by(look, causes, w.model, w.id)

@@ -199,6 +199,15 @@ def hurt_by(look: Look, causes: Iterable[Cause], model: str, worker: str = "") -
     )
 
 
+def promises_lost(look: Look, causes: Iterable[Cause]) -> Counter[str]:
+    """What these causes broke, by worker: on most of them nothing that is worth a closer look."""
+    wanted, lost = set(causes), Counter[str]()
+    for loss in look.losses:
+        if loss.cause in wanted:
+            lost[loss.worker] += loss.promises
+    return lost
+
+
 def matters(look: Look, lost: Hurt) -> bool:
     """Is it more than what no fleet can help?"""
     further = max(lost.late_gaps - lost.promises_lost, 0)

@@ -7,7 +7,16 @@ from statistics import median
 
 from paceline.policy.causes import PROMPT_CAUSES, Cause
 from paceline.policy.gpus import with_gpus
-from paceline.policy.look import Finding, Look, WorkerLook, found, hurt_by, matters
+from paceline.policy.look import (
+    SURELY_LOST,
+    Finding,
+    Look,
+    WorkerLook,
+    found,
+    hurt_by,
+    matters,
+    promises_lost,
+)
 
 SLOW = 1.4
 """Times as long as normal that a worker's steps take for it to be slow..."""
@@ -91,8 +100,9 @@ def slow_workers(look: Look) -> Iterator[Finding]:
             continue
         worse = w.times_itself >= SLOW and w.slowdown >= SURELY  # than it was
         times = w.times_itself if worse else w.times
-        lost = hurt_by(look, (Cause.SLOW_WORKER,), w.model, w.id)
-        if worse or (times >= SLOW and matters(look, lost)):  # others are slower by nature
+        if worse or (  # others are slower by nature
+            times >= SLOW and matters(look, hurt_by(look, (Cause.SLOW_WORKER,), w.model, w.id))
+        ):
             than = "they used to take there" if worse else "they take at its like"
             if _are_strangers(w, w.foreign):
                 yield foreign_load(look, w, times)
@@ -159,20 +169,19 @@ def kv_is_short(look: Look, w: WorkerLook) -> bool:
     full = w.kv_used >= FULL and w.waiting > 0
     if w.preemptions >= PREEMPTED or (w.preemptions and full):
         return True
-    waited = hurt_by(look, (Cause.ENGINE_QUEUE, Cause.PREEMPTION), w.model, w.id)
-    return full and matters(look, waited)
+    waited = Cause.ENGINE_QUEUE, Cause.PREEMPTION
+    return full and matters(look, hurt_by(look, waited, w.model, w.id))
 
 
 def cache_thrash(look: Look) -> Iterator[Finding]:
     """Which engine no longer finds the prefixes that it used to find?"""
     for w in look.workers:
         share = w.hits / w.queries if w.queries else 0.0
-        lost = hurt_by(look, PROMPT_CAUSES, w.model, w.id)
         if (
             w.queries >= THRASH_TOKENS
             and w.kv_used >= FULL
             and share < THRASHED * w.usual_hits
-            and matters(look, lost)
+            and matters(look, hurt_by(look, PROMPT_CAUSES, w.model, w.id))
         ):
             yield found(
                 look,
@@ -195,6 +204,8 @@ def _others(look: Look, w: WorkerLook) -> list[WorkerLook]:
 
 def _is_far(look: Look, w: WorkerLook, took_s: float) -> bool:
     """Does it take far longer to be asked how it is than others? Then it does not hang."""
+    if took_s <= ASKED_S:
+        return False
     others = _others(look, w)
     usual_s = median([o.took_s for o in others]) if others else 0.0
     return bool(others) and took_s > max(usual_s + ASKED_S, AWAY_TIMES * usual_s)
@@ -202,11 +213,15 @@ def _is_far(look: Look, w: WorkerLook, took_s: float) -> bool:
 
 def slow_links(look: Look) -> Iterator[Finding]:
     """Between whom and the gateway are tokens held up?"""
+    lost_on = promises_lost(look, (Cause.LINK,))
     for w in look.workers:
+        held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
+        near = max(w.overhead_s, w.took_s) <= AWAY_S
+        if near and not held_up and lost_on[w.id] < SURELY_LOST:
+            continue  # as nearly all
         others = _others(look, w)
         usual_s = median([o.overhead_s for o in others]) if others else 0.0
         usual_took_s = median([o.took_s for o in others]) if others else 0.0
-        held_up = w.seen_times >= SLOW and 0.0 < w.told_times < SURELY
         late = others and w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
         if late or held_up or _is_far(look, w, w.took_s) or matters(look, lost):
