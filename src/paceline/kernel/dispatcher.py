@@ -74,7 +74,7 @@ class Dispatcher:
         self.look_at = inf
         """When `look` is wanted; infinite while nobody waits."""
         self.usual_s = 0.0
-        """Predicted TTFT of those sent, lately."""
+        """Predicted TTFT of those sent in time, lately: the others may take any way."""
 
     def counts(self) -> dict[str, int]:
         """How many requests wait, by model."""
@@ -339,7 +339,7 @@ class Dispatcher:
         """It goes to the worker, and waits no more."""
         request, ask, pool = live.request, live.ask, self._pools[live.request.model]
         assert ask is not None
-        if choice.predicted is not None:
+        if choice.predicted is not None and now + choice.predicted.ttft_s <= live.deadline:
             self.usual_s += USUAL_RATE * (choice.predicted.ttft_s - self.usual_s)
         worker.sent(entry, choice.predicted, now)
         if worker.on_trial:

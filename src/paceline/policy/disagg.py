@@ -86,8 +86,8 @@ def conditional(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequen
     if not through:
         return headroom(fleet, ask, places)
     here = _in_place(fleet, ask, places)
-    at_hand = here + [way for way in through if way.open]
-    return _chosen(fleet, ask, [_charged(way, ask) for way in here] + through, at_hand)
+    at_hand = [way for way in through if way.open]
+    return _chosen(fleet, ask, [_charged(way, ask) for way in here] + through, at_hand, here)
 
 
 def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
@@ -150,10 +150,18 @@ class _Ways(msgspec.Struct):
         return self.ways[place].standing
 
 
-def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way], at_hand: Sequence[_Way]) -> Choice:
+def _chosen(
+    fleet: Sharing,
+    ask: Ask,
+    ways: Sequence[_Way],
+    at_hand: Sequence[_Way],
+    here: Sequence[_Way] = (),
+) -> Choice:
     """What `headroom` makes of these ways; it waits if none of those `at_hand` is open to it."""
     choice = _put(fleet, ask, ways)
     way, wait = ways[choice.place], choice.wait
+    if way.source is None and here:
+        return replace(choice, place=way.place, wait=_put(fleet, ask, here).wait)
     if at_hand is not ways:
         wait = not way.open or _put(fleet, ask, at_hand).wait
     if way.source is None:

@@ -143,6 +143,7 @@ class PrefillWindows:
         self.settled: deque[PastStep] = deque(maxlen=REMEMBERED)
         """Steps of which all is known that ever will be, in order; to be taken out by a reader."""
         self._quiet_s = 0.0
+        """Of a step without prefill, lately; 0: none was seen."""
         self._waits: deque[float] = deque(maxlen=WAITS)
         self._withheld: list[Observation] = []
 
@@ -263,8 +264,11 @@ class PrefillWindows:
         """Book a prompt on the fewest steps up to the newest that have room for it."""
         taken: list[tuple[PastStep, int]] = []
         missing = prompt.uncached
+        quiet_s = 1.1 * self._quiet_s or 0.5 * self._past[-1].seconds
         for past in self._reachable(prompt):
             room = max(self.budget - past.streams - past.prefill, 0)
+            if past.seconds < quiet_s:
+                room = min(room, max(NOTICED - past.prefill, 0))
             taken.append((past, room))
             missing -= room
             if missing <= 0:
