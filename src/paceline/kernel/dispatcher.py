@@ -243,11 +243,8 @@ class Dispatcher:
         if pool is None:
             return None
         places: Sequence[int] = pool.usable(now, live.tried)
-        if kept:
-            places = [i for i in places if i not in kept]
-        handover = live.handover
-        if handover is not None:
-            places = self._legs.takers(pool, handover, places, now)
+        if live.handover is not None:
+            places = self._legs.takers(pool, live.handover, places, now)
         if not places:
             return None
         ask = pool.ask(live.request, now - live.arrived_at, now, live.produced, overdue)
@@ -255,9 +252,9 @@ class Dispatcher:
             pool.demand.came(live.request, ask, now)
         live.ask = ask
         sources: Sequence[int] = pool.sources(now, live.tried) if apart else ()
-        if sources and kept:
-            sources = [i for i in sources if i not in kept]
-        choice = self._legs.choose(pool, live, ask, places, sources)
+        choice = self._legs.choose(pool, live, ask, places, sources, kept)
+        if choice is None:
+            return None
         if choice.predicted is not None:
             live.needs_s = choice.predicted.ttft_s
         return choice

@@ -86,8 +86,11 @@ def conditional(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequen
     if not through:
         return headroom(fleet, ask, places)
     here = _in_place(fleet, ask, places)
-    at_hand = [way for way in through if way.open]
-    return _chosen(fleet, ask, [_charged(way, ask) for way in here] + through, at_hand, here)
+    waits_here, waits_there = _put(fleet, ask, here).wait, _waits(fleet, ask, through)
+    ways = [_late(_charged(way, ask), ask, waits_here) for way in here]
+    ways += [_late(way, ask, waits_there or not way.open) for way in through]
+    choice = _chosen(fleet, ask, ways)
+    return replace(choice, wait=waits_here if choice.source is None else choice.wait or waits_there)
 
 
 def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
@@ -95,7 +98,8 @@ def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int
     ways = _apart(fleet, ask, places, sources)
     if not ways:
         return headroom(fleet, ask, places)
-    return _chosen(fleet, ask, ways, [way for way in ways if way.open])
+    choice = _chosen(fleet, ask, ways)
+    return replace(choice, wait=choice.wait or _waits(fleet, ask, ways))
 
 
 def fetching(
@@ -112,7 +116,8 @@ def fetching(
         worker = fleet.standing(i, ask.now)
         supply = Supply(link.fetch_s(ask.prompt_tokens, ask.now))
         ways.append(_Way(i, source, ask.prompt_tokens - 1.0, worker.supplied(supply, ttft)))
-    return replace(_chosen(fleet, ask, ways, ways), source=None)
+    choice = _chosen(fleet, ask, ways)
+    return replace(choice, source=None, wait=_put(fleet, ask, ways).wait)
 
 
 class _Way(NamedTuple):
@@ -150,22 +155,12 @@ class _Ways(msgspec.Struct):
         return self.ways[place].standing
 
 
-def _chosen(
-    fleet: Sharing,
-    ask: Ask,
-    ways: Sequence[_Way],
-    at_hand: Sequence[_Way],
-    here: Sequence[_Way] = (),
-) -> Choice:
-    """What `headroom` makes of these ways; it waits if none of those `at_hand` is open to it."""
+def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
+    """What `headroom` makes of these ways; it waits if the one chosen is full."""
     choice = _put(fleet, ask, ways)
-    way, wait = ways[choice.place], choice.wait
-    if way.source is None and here:
-        return replace(choice, place=way.place, wait=_put(fleet, ask, here).wait)
-    if at_hand is not ways:
-        wait = not way.open or _put(fleet, ask, at_hand).wait
+    way = ways[choice.place]
     if way.source is None:
-        return replace(choice, place=way.place, wait=wait)
+        return replace(choice, place=way.place)
     assert choice.predicted is not None
     return replace(
         choice,
@@ -173,8 +168,25 @@ def _chosen(
         source=way.source,
         because=f"{choice.because}, prefill on {fleet.ids[way.source]}",
         predicted=replace(choice.predicted, cached_tokens=round(ask.cached.get(way.source, 0.0))),
-        wait=wait,
+        wait=not way.open,
     )
+
+
+def _waits(fleet: Sharing, ask: Ask, through: Sequence[_Way]) -> bool:
+    """Is there no way through another worker that is open to the request?"""
+    at_hand = [way for way in through if way.open]
+    return not at_hand or _put(fleet, ask, at_hand).wait
+
+
+def _late(way: _Way, ask: Ask, waits: bool) -> _Way:
+    """The same, if it is to be waited for. How long is not known: once more as long as the request
+    has waited already is likely (Lindy's law), and those behind it wait with it."""
+    if not waits or not ask.waited_s:
+        return way
+    worker = way.standing
+    supply = worker.supply or Supply()
+    supply = replace(supply, ttft_s=supply.ttft_s + ask.waited_s)
+    return way._replace(standing=worker.supplied(supply, worker.ttft))
 
 
 def _put(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:

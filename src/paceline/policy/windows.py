@@ -13,7 +13,7 @@ is dropped: there will be more steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import ceil
 
 import msgspec
@@ -264,11 +264,8 @@ class PrefillWindows:
         """Book a prompt on the fewest steps up to the newest that have room for it."""
         taken: list[tuple[PastStep, int]] = []
         missing = prompt.uncached
-        quiet_s = 1.1 * self._quiet_s or 0.5 * self._past[-1].seconds
         for past in self._reachable(prompt):
-            room = max(self.budget - past.streams - past.prefill, 0)
-            if past.seconds < quiet_s:
-                room = min(room, max(NOTICED - past.prefill, 0))
+            room = self._room(past, self.budget)
             taken.append((past, room))
             missing -= room
             if missing <= 0:
@@ -277,6 +274,7 @@ class PrefillWindows:
             for past, _ in taken:
                 past.spoiled = True
                 past.unplaced += prompt.uncached
+            self._vote(lambda b: sum(self._room(past, b) for past, _ in taken) >= prompt.uncached)
             return
         done = 0
         for past, room in reversed(taken):
@@ -286,6 +284,13 @@ class PrefillWindows:
         if prompt.alone:
             self._waits.append(max(taken[-1][0].began_at - prompt.sent_at, 0.0))
             self.overhead_s = sorted(self._waits)[len(self._waits) // 10]
+
+    def _room(self, past: PastStep, budget: int) -> int:
+        """Prompt tokens that a step may have had beside those that are booked: few, if it was quiet
+        (as long as no quiet step is known, if it was over in half of the newest one's time)."""
+        room = max(budget - past.streams - past.prefill, 0)
+        quiet_s = 1.1 * self._quiet_s or 0.5 * self._past[-1].seconds
+        return min(room, max(NOTICED - past.prefill, 0)) if past.seconds < quiet_s else room
 
     def _learn_budget(self, prompt: _Prompt) -> None:
         """A prompt alone lengthens ceil(tokens / (budget − streams)) steps: which budgets fit?"""
@@ -297,9 +302,15 @@ class PrefillWindows:
             if past.seconds < LENGTHENED * self._quiet_s:
                 break
             steps += 1
+        streams = newest.streams
+        self._vote(lambda budget: ceil(prompt.uncached / max(budget - streams, 1)) == steps)
+
+    def _vote(self, fits: Callable[[int], bool]) -> None:
+        """Which budgets would explain what was seen?"""
+        if self._told:
+            return
         for budget in BUDGETS:
-            fits = ceil(prompt.uncached / max(budget - newest.streams, 1)) == steps
-            self._votes[budget] = 0.95 * self._votes[budget] + fits
+            self._votes[budget] = 0.95 * self._votes[budget] + fits(budget)
         near = USUAL_BUDGET.bit_length()
         self.budget = max(BUDGETS, key=lambda b: (self._votes[b], -abs(b.bit_length() - near)))
 
