@@ -6,7 +6,7 @@ so that one cost decides: what a prefill in place costs the residents against wh
 takes. There is no threshold (docs/design/0010). Where prefix cache makes the prompt short it stays.
 
 A worker that prefills for others gets no more than keeps it busy: if the best way leads through one
-that has enough, the request waits.
+that has enough, the request waits, for as long as that costs less than the next best way.
 """
 
 from __future__ import annotations
@@ -80,17 +80,16 @@ def conditional(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequen
 
     A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
     that, for among workers that all prefill it is much the same everywhere. Between the ways it is
-    what decides; whether to wait goes by routing's measure.
+    what decides; whether a way is open goes by routing's measure, for either kind by itself: that a
+    prompt could be fetched somewhere does not make room to prefill it there.
     """
     through = _apart(fleet, ask, places, sources)
     if not through:
         return headroom(fleet, ask, places)
     here = _in_place(fleet, ask, places)
-    waits_here, waits_there = _put(fleet, ask, here).wait, _waits(fleet, ask, through)
-    ways = [_late(_charged(way, ask), ask, waits_here) for way in here]
-    ways += [_late(way, ask, waits_there or not way.open) for way in through]
-    choice = _chosen(fleet, ask, ways)
-    return replace(choice, wait=waits_here if choice.source is None else choice.wait or waits_there)
+    waits = _put(fleet, ask, here).wait
+    here = [_charged(way._replace(open=not waits), ask) for way in here]
+    return _least(fleet, ask, here + _opened(fleet, ask, through))
 
 
 def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
@@ -98,8 +97,7 @@ def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int
     ways = _apart(fleet, ask, places, sources)
     if not ways:
         return headroom(fleet, ask, places)
-    choice = _chosen(fleet, ask, ways)
-    return replace(choice, wait=choice.wait or _waits(fleet, ask, ways))
+    return _least(fleet, ask, _opened(fleet, ask, ways))
 
 
 def fetching(
@@ -116,8 +114,8 @@ def fetching(
         worker = fleet.standing(i, ask.now)
         supply = Supply(link.fetch_s(ask.prompt_tokens, ask.now))
         ways.append(_Way(i, source, ask.prompt_tokens - 1.0, worker.supplied(supply, ttft)))
-    choice = _chosen(fleet, ask, ways)
-    return replace(choice, source=None, wait=_put(fleet, ask, ways).wait)
+    choice, _ = _chosen(fleet, ask, ways)
+    return replace(choice, source=None)
 
 
 class _Way(NamedTuple):
@@ -128,7 +126,7 @@ class _Way(NamedTuple):
     cached: float
     standing: Standing
     open: bool = True
-    """Whether the other worker may be sent a prompt."""
+    """Whether a request may go this way now."""
 
 
 class _Ways(msgspec.Struct):
@@ -155,33 +153,41 @@ class _Ways(msgspec.Struct):
         return self.ways[place].standing
 
 
-def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
-    """What `headroom` makes of these ways; it waits if the one chosen is full."""
+def _least(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
+    """The way of least cost, the wait for those that are closed included."""
+    choice, way = _chosen(fleet, ask, [_late(way, ask) for way in ways])
+    return replace(choice, wait=not way.open)
+
+
+def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> tuple[Choice, _Way]:
+    """What `headroom` makes of these ways."""
     choice = _put(fleet, ask, ways)
     way = ways[choice.place]
     if way.source is None:
-        return replace(choice, place=way.place)
+        return replace(choice, place=way.place), way
     assert choice.predicted is not None
-    return replace(
+    through = replace(
         choice,
         place=way.place,
         source=way.source,
         because=f"{choice.because}, prefill on {fleet.ids[way.source]}",
         predicted=replace(choice.predicted, cached_tokens=round(ask.cached.get(way.source, 0.0))),
-        wait=not way.open,
     )
+    return through, way
 
 
-def _waits(fleet: Sharing, ask: Ask, through: Sequence[_Way]) -> bool:
-    """Is there no way through another worker that is open to the request?"""
+def _opened(fleet: Sharing, ask: Ask, through: Sequence[_Way]) -> list[_Way]:
+    """Ways through another worker are open if that one and the link to it are, and if one of those
+    that could take over so is open to the request."""
     at_hand = [way for way in through if way.open]
-    return not at_hand or _put(fleet, ask, at_hand).wait
+    waits = not at_hand or _put(fleet, ask, at_hand).wait
+    return [way._replace(open=way.open and not waits) for way in through]
 
 
-def _late(way: _Way, ask: Ask, waits: bool) -> _Way:
-    """The same, if it is to be waited for. How long is not known: once more as long as the request
-    has waited already is likely (Lindy's law), and those behind it wait with it."""
-    if not waits or not ask.waited_s:
+def _late(way: _Way, ask: Ask) -> _Way:
+    """The same with what is to be waited for it. How long is not known: once more as long as the
+    request has waited already is likely (Lindy's law). So a line that grows finds other ways."""
+    if way.open or not ask.waited_s:
         return way
     worker = way.standing
     supply = worker.supply or Supply()
