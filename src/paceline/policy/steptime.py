@@ -396,7 +396,6 @@ def fit(rows: Array, seconds: Array, prior: Array) -> Array:
         miss = np.abs(ratio / of_bin[:, None] - 1.0)
         usual = max(3.0 * 1.48 * median(miss[used]), 0.05)
         weights = used * np.minimum(1.0, usual / np.maximum(miss, usual)) ** 2
-        weights /= np.where(used, ratio, 1.0)
     return theta
 
 
