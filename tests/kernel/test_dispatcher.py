@@ -195,6 +195,17 @@ def test_in_a_tier_whoever_can_still_be_helped_goes_before_the_late() -> None:
     assert play.served() == ["in time", "late"]
 
 
+def test_what_is_sent_too_late_does_not_tell_what_those_in_time_need() -> None:
+    play = Play()
+    play.asks("first", promise=Promise(ttft_s=1.0))
+    play.asks("late", promise=Promise(ttft_s=0.15))
+    usual_s = play.kernel._dispatcher.usual_s
+    play.passes(0.5)
+    play.ends("first")
+    assert sent(command for _, command in play.ordered)[-1] == "late"
+    assert play.kernel._dispatcher.usual_s == usual_s > 0.0
+
+
 def test_the_tighter_promise_goes_first() -> None:
     play = Play()
     play.asks("a")

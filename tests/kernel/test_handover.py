@@ -29,6 +29,8 @@ from paceline.domain.promise import Promise
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel import Kernel, Settings
+from paceline.kernel.legs import Legs
+from paceline.kernel.live import Live
 from paceline.policy.disagg import apart
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.route import headroom
@@ -71,10 +73,7 @@ class Play:
         return WorkerReported(worker_id, WorkerReport(yes, kv_capacity_tokens=kv))
 
     def asks(self, name: str, prompt: int = 1000) -> list[Command]:
-        request = Request(
-            name, "m", "a", "t", Promise(), prompt_tokens=prompt, max_tokens=100, resumable=True
-        )
-        return self.tell(RequestArrived(request))
+        return self.tell(RequestArrived(request(name, prompt)))
 
     def prefilled(self, name: str, worker: Worker = P0) -> list[Command]:
         return self.tell(Prefilled(name, worker.id, self.now, 1000, 0))
@@ -109,6 +108,12 @@ class Play:
             for name, worker in self.kernel.workers.items()
             if worker.ledger.entries
         }
+
+
+def request(name: str, prompt: int = 1000) -> Request:
+    return Request(
+        name, "m", "a", "t", Promise(), prompt_tokens=prompt, max_tokens=100, resumable=True
+    )
 
 
 def told(commands: list[Command]) -> list[tuple[str, ...]]:
@@ -294,6 +299,22 @@ def test_an_answer_that_goes_on_elsewhere_is_not_handed_over() -> None:
     assert source == ""
 
 
+def test_a_worker_that_is_kept_for_what_is_prefilled_keeps_no_prefill_worker_idle() -> None:
+    play = Play(P0, P1, D0)
+    flow(play, 5)
+    waits = play.kernel.pools["m"].workers["d0"]
+    chosen = Legs(headroom).choose(
+        play.kernel.pools["m"],
+        live := Live(request("a"), play.now),
+        play.kernel.pools["m"].ask(live.request, 0.0, play.now),
+        [waits.place],
+        play.kernel.pools["m"].sources(play.now),
+        [waits.place],
+    )
+    assert chosen is not None
+    assert chosen.source is not None
+
+
 def test_a_prefill_worker_gets_only_what_keeps_it_busy() -> None:
     play = Play(P0, D0)
     sent = [told(play.asks(f"r{i}")) for i in range(8)]
@@ -424,3 +445,16 @@ def test_a_worker_that_waits_for_a_transfer_does_not_count_as_slow() -> None:
     d0 = play.kernel.workers["d0"]
     standing = play.kernel.pools["m"].standing(d0.place, play.now)
     assert standing.slowdown(play.now) < 1.5
+
+
+def test_a_worker_that_only_waits_for_a_slow_link_is_neither_slow_nor_hung() -> None:
+    play = Play(replace(P0, lease_s=300.0), D0)
+    flow(play, 40)
+    play.asks("a")
+    play.now += 0.2
+    assert told(play.prefilled("a")) == [("d0", "p0")]
+    play.tell(WorkerAdded(D1), play.well("d1"))
+    assert play.passes(60.0) == []
+    worker = play.kernel.workers["d0"]
+    assert worker.troubles == 0
+    assert play.kernel.pools["m"].standing(worker.place, play.now).slowdown(play.now) < 1.5

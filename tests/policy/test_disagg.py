@@ -125,6 +125,24 @@ def test_a_prompt_waits_for_a_prefill_worker_that_is_busy_or_full(
     assert (choice.source, choice.wait) == (PREFILL, waits)
 
 
+def test_a_prompt_waits_for_a_prefill_worker_until_its_promise_is_at_stake() -> None:
+    pair = Pair(worker(ahead=BUDGET + 1), worker(streams=10, itl_s=0.013))
+    fresh = conditional(pair, LONG, [DECODE], [PREFILL])
+    assert (fresh.source, fresh.wait) == (PREFILL, True)
+    late = replace(LONG, waited_s=1.5, promise=Promise(ttft_s=1.5, itl_s=0.03))
+    assert conditional(pair, late, [DECODE], [PREFILL]).source is None
+
+
+def test_a_link_that_is_free_does_not_open_a_worker_that_has_no_room_for_a_prefill() -> None:
+    pair = Pair(worker(), worker(streams=60, itl_s=0.022), token_s=5e-3)
+    pair.lease = 1000.0
+    lost = replace(LONG, promise=Promise(ttft_s=1e-3, itl_s=0.03))
+    assert headroom(pair, lost, [DECODE]).wait
+    assert not apart(pair, lost, [DECODE], [PREFILL]).wait
+    choice = conditional(pair, lost, [DECODE], [PREFILL])
+    assert (choice.source, choice.wait) == (None, True)
+
+
 def test_the_choice_says_which_way_and_what_to_expect() -> None:
     pair = Pair(worker(), worker(streams=60, itl_s=0.016))
     choice = conditional(pair, LONG, [DECODE], [PREFILL])

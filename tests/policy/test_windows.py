@@ -160,6 +160,23 @@ def test_the_prefill_budget_is_learned(budget: int) -> None:
     assert windows.budget == budget
 
 
+@pytest.mark.parametrize("budget", [512, 1024, 2048, 8192])
+def test_the_prefill_budget_is_learned_of_an_engine_that_always_has_prompts(budget: int) -> None:
+    windows = PrefillWindows()
+    rng = np.random.default_rng(3)
+    engine = SyntheticEngine(dense, rng, windows, budget=budget, rate=10.0, outputs=(50, 150))
+    engine.teach(StepTimeEstimator(), 400)
+    assert windows.budget == budget
+
+
+def test_a_prompt_that_would_need_a_quiet_step_teaches_nothing() -> None:
+    worker = Worker(PrefillWindows(1010))
+    worker.windows.dispatched("a", 1400, 0, worker.now)
+    for seconds, first in ((STEP_S, ""), (0.15, "a"), (STEP_S, ""), (STEP_S, "")):
+        worker.step(seconds, first)
+    assert worker.prefills() == [0]
+
+
 def test_a_told_budget_is_not_questioned() -> None:
     windows = PrefillWindows(4096)
     SyntheticEngine(dense, np.random.default_rng(3), windows).teach(StepTimeEstimator(), 500)

@@ -74,7 +74,7 @@ class Dispatcher:
         self.look_at = inf
         """When `look` is wanted; infinite while nobody waits."""
         self.usual_s = 0.0
-        """Predicted TTFT of those sent, lately."""
+        """Predicted TTFT of those sent in time, lately: the others may take any way."""
 
     def counts(self) -> dict[str, int]:
         """How many requests wait, by model."""
@@ -243,11 +243,8 @@ class Dispatcher:
         if pool is None:
             return None
         places: Sequence[int] = pool.usable(now, live.tried)
-        if kept:
-            places = [i for i in places if i not in kept]
-        handover = live.handover
-        if handover is not None:
-            places = self._legs.takers(pool, handover, places, now)
+        if live.handover is not None:
+            places = self._legs.takers(pool, live.handover, places, now)
         if not places:
             return None
         ask = pool.ask(live.request, now - live.arrived_at, now, live.produced, overdue)
@@ -255,9 +252,9 @@ class Dispatcher:
             pool.demand.came(live.request, ask, now)
         live.ask = ask
         sources: Sequence[int] = pool.sources(now, live.tried) if apart else ()
-        if sources and kept:
-            sources = [i for i in sources if i not in kept]
-        choice = self._legs.choose(pool, live, ask, places, sources)
+        choice = self._legs.choose(pool, live, ask, places, sources, kept)
+        if choice is None:
+            return None
         if choice.predicted is not None:
             live.needs_s = choice.predicted.ttft_s
         return choice
@@ -339,7 +336,7 @@ class Dispatcher:
         """It goes to the worker, and waits no more."""
         request, ask, pool = live.request, live.ask, self._pools[live.request.model]
         assert ask is not None
-        if choice.predicted is not None:
+        if choice.predicted is not None and now + choice.predicted.ttft_s <= live.deadline:
             self.usual_s += USUAL_RATE * (choice.predicted.ttft_s - self.usual_s)
         worker.sent(entry, choice.predicted, now)
         if worker.on_trial:

@@ -22,18 +22,29 @@ class Legs:
         """For workers some of which answer only what others have prefilled."""
 
     def choose(
-        self, pool: Pool, live: Live, ask: Ask, places: Sequence[int], sources: Sequence[int]
-    ) -> Choice:
-        """The place that is to answer, and the source that prefills for it, if one does."""
+        self,
+        pool: Pool,
+        live: Live,
+        ask: Ask,
+        places: Sequence[int],
+        sources: Sequence[int],
+        kept: Sequence[int] = (),
+    ) -> Choice | None:
+        """The place that is to answer, and the source that prefills for it, if one does; None if
+        all are kept for others. A place that is kept may still answer what others prefill: by then
+        it will be another's turn."""
+        free: Sequence[int] = [i for i in places if i not in kept] if kept else places
         if live.handover is not None:
-            return fetching(self._policy, pool, ask, places, live.handover.worker.place)
-        if not sources or live.produced:
-            return self._policy(pool, ask, places)
-        alone = [i for i in places if pool.at(i).worker.alone]
+            source = live.handover.worker.place
+            return fetching(self._policy, pool, ask, free, source) if free else None
+        sources = [i for i in sources if i not in kept] if kept else sources
+        if not sources or live.produced or (live.whole and not free):
+            return self._policy(pool, ask, free) if free else None
+        alone = [i for i in free if pool.at(i).worker.alone]
         if live.whole and alone:
             return self._policy(pool, ask, alone)
-        ways = self._ways if len(alone) == len(places) else self._apart
-        return ways(pool, ask, places, sources)
+        ways = self._ways if free and len(alone) == len(free) else self._apart
+        return ways(pool, ask, free or places, sources)
 
     @staticmethod
     def takers(pool: Pool, handover: HandOver, places: Sequence[int], now: float) -> list[int]:

@@ -275,6 +275,7 @@ class Pool:
             now=now,
             overdue=overdue,
             claims=self.demand.above(request, now),
+            waited_s=waited_s,
         )
 
     def _known(

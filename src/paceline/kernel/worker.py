@@ -178,14 +178,15 @@ class WorkerState:
     def quiet_since(self) -> float:
         """Since when nothing was seen of it that should have been.
 
-        A prompt for another worker shows nothing before it is done, nor does one that is fetched.
+        A prompt for another worker shows nothing before it is done. One that is fetched waits for a
+        link, and says nothing of the worker that it comes to.
         """
         ledger = self.ledger
-        if ledger.entries and not ledger.streams:
-            first = next(iter(ledger.entries.values()))
-            if first.passes_on or first.fetches:
-                return max(self.last_step_at, first.due_at)
-        return self.last_step_at
+        if not ledger.entries or ledger.streams:
+            return self.last_step_at
+        here = [entry for entry in ledger.entries.values() if not entry.fetches]
+        due_at = [entry.due_at if entry.passes_on else entry.sent_at for entry in here]
+        return max(self.last_step_at, min(due_at, default=inf))
 
     @property
     def prefill_limit(self) -> float:

@@ -6,7 +6,7 @@ so that one cost decides: what a prefill in place costs the residents against wh
 takes. There is no threshold (docs/design/0010). Where prefix cache makes the prompt short it stays.
 
 A worker that prefills for others gets no more than keeps it busy: if the best way leads through one
-that has enough, the request waits.
+that has enough, the request waits, for as long as that costs less than the next best way.
 """
 
 from __future__ import annotations
@@ -80,14 +80,16 @@ def conditional(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequen
 
     A prefill makes each resident's answer later by all of its time, once. Routing counts a part of
     that, for among workers that all prefill it is much the same everywhere. Between the ways it is
-    what decides; whether to wait goes by routing's measure.
+    what decides; whether a way is open goes by routing's measure, for either kind by itself: that a
+    prompt could be fetched somewhere does not make room to prefill it there.
     """
     through = _apart(fleet, ask, places, sources)
     if not through:
         return headroom(fleet, ask, places)
     here = _in_place(fleet, ask, places)
-    at_hand = here + [way for way in through if way.open]
-    return _chosen(fleet, ask, [_charged(way, ask) for way in here] + through, at_hand)
+    waits = _put(fleet, ask, here).wait
+    here = [_charged(way._replace(open=not waits), ask) for way in here]
+    return _least(fleet, ask, here + _opened(fleet, ask, through))
 
 
 def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]) -> Choice:
@@ -95,7 +97,7 @@ def apart(fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int
     ways = _apart(fleet, ask, places, sources)
     if not ways:
         return headroom(fleet, ask, places)
-    return _chosen(fleet, ask, ways, [way for way in ways if way.open])
+    return _least(fleet, ask, _opened(fleet, ask, ways))
 
 
 def fetching(
@@ -112,7 +114,8 @@ def fetching(
         worker = fleet.standing(i, ask.now)
         supply = Supply(link.fetch_s(ask.prompt_tokens, ask.now))
         ways.append(_Way(i, source, ask.prompt_tokens - 1.0, worker.supplied(supply, ttft)))
-    return replace(_chosen(fleet, ask, ways, ways), source=None)
+    choice, _ = _chosen(fleet, ask, ways)
+    return replace(choice, source=None)
 
 
 class _Way(NamedTuple):
@@ -123,7 +126,7 @@ class _Way(NamedTuple):
     cached: float
     standing: Standing
     open: bool = True
-    """Whether the other worker may be sent a prompt."""
+    """Whether a request may go this way now."""
 
 
 class _Ways(msgspec.Struct):
@@ -150,23 +153,46 @@ class _Ways(msgspec.Struct):
         return self.ways[place].standing
 
 
-def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way], at_hand: Sequence[_Way]) -> Choice:
-    """What `headroom` makes of these ways; it waits if none of those `at_hand` is open to it."""
+def _least(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:
+    """The way of least cost, the wait for those that are closed included."""
+    choice, way = _chosen(fleet, ask, [_late(way, ask) for way in ways])
+    return replace(choice, wait=not way.open)
+
+
+def _chosen(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> tuple[Choice, _Way]:
+    """What `headroom` makes of these ways."""
     choice = _put(fleet, ask, ways)
-    way, wait = ways[choice.place], choice.wait
-    if at_hand is not ways:
-        wait = not way.open or _put(fleet, ask, at_hand).wait
+    way = ways[choice.place]
     if way.source is None:
-        return replace(choice, place=way.place, wait=wait)
+        return replace(choice, place=way.place), way
     assert choice.predicted is not None
-    return replace(
+    through = replace(
         choice,
         place=way.place,
         source=way.source,
         because=f"{choice.because}, prefill on {fleet.ids[way.source]}",
         predicted=replace(choice.predicted, cached_tokens=round(ask.cached.get(way.source, 0.0))),
-        wait=wait,
     )
+    return through, way
+
+
+def _opened(fleet: Sharing, ask: Ask, through: Sequence[_Way]) -> list[_Way]:
+    """Ways through another worker are open if that one and the link to it are, and if one of those
+    that could take over so is open to the request."""
+    at_hand = [way for way in through if way.open]
+    waits = not at_hand or _put(fleet, ask, at_hand).wait
+    return [way._replace(open=way.open and not waits) for way in through]
+
+
+def _late(way: _Way, ask: Ask) -> _Way:
+    """The same with what is to be waited for it. How long is not known: once more as long as the
+    request has waited already is likely (Lindy's law). So a line that grows finds other ways."""
+    if way.open or not ask.waited_s:
+        return way
+    worker = way.standing
+    supply = worker.supply or Supply()
+    supply = replace(supply, ttft_s=supply.ttft_s + ask.waited_s)
+    return way._replace(standing=worker.supplied(supply, worker.ttft))
 
 
 def _put(fleet: Sharing, ask: Ask, ways: Sequence[_Way]) -> Choice:

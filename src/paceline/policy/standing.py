@@ -263,3 +263,5 @@ class Ask(msgspec.Struct, frozen=True):
     """It has waited longest of all, and its turn has come whatever it is worth."""
     claims: Sequence[Claim] = ()
     """Of those with more weight."""
+    waited_s: float = 0.0
+    """Since it came."""

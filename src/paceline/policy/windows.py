@@ -29,8 +29,6 @@ USUAL_BUDGET = 2048
 BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 CONVINCING = 4.0
 """Prompts that must agree on a budget before it is relied on."""
-LENGTHENED = 1.3
-"""A step this much longer than a quiet one had prefill in it."""
 PATIENCE = 8
 """Steps that wait for prompts which only a smaller budget could put there: news must not be old."""
 NOTICED = 128
@@ -66,6 +64,7 @@ class PastStep:
         "count",
         "each",
         "ended_at",
+        "ends",
         "idle",
         "kv",
         "prefill",
@@ -98,6 +97,8 @@ class PastStep:
         """(tokens, tokens of context before them)."""
         self.prefill = 0
         """Tokens of all chunks."""
+        self.ends = False
+        """A prompt's first token came with it."""
         self.spoiled = False
         """Nobody knows what was prefilled in it."""
         self.unplaced = 0
@@ -143,6 +144,7 @@ class PrefillWindows:
         self.settled: deque[PastStep] = deque(maxlen=REMEMBERED)
         """Steps of which all is known that ever will be, in order; to be taken out by a reader."""
         self._quiet_s = 0.0
+        """Of a step without prefill, lately; 0: none was seen."""
         self._waits: deque[float] = deque(maxlen=WAITS)
         self._withheld: list[Observation] = []
 
@@ -242,12 +244,14 @@ class PrefillWindows:
         if newest.idle and now:
             last_end = self._past[-2].ended_at if len(self._past) > 1 else now[0].sent_at
             newest.seconds = newest.ended_at - max(now[0].sent_at, last_end)
+        if now and not newest.idle:
+            self._learn_budget(now)
+        newest.ends = bool(now)
         for prompt in now:
             self._unbooked -= prompt.uncached
             if newest.idle:
                 newest.book(prompt.uncached, prompt.context)
             else:
-                self._learn_budget(prompt)
                 self._spread(prompt)
 
     def _reachable(self, prompt: _Prompt) -> Iterator[PastStep]:
@@ -265,6 +269,8 @@ class PrefillWindows:
         missing = prompt.uncached
         for past in self._reachable(prompt):
             room = max(self.budget - past.streams - past.prefill, 0)
+            if self._is_quiet(past):
+                room = min(room, max(NOTICED - past.prefill, 0))
             taken.append((past, room))
             missing -= room
             if missing <= 0:
@@ -283,19 +289,33 @@ class PrefillWindows:
             self._waits.append(max(taken[-1][0].began_at - prompt.sent_at, 0.0))
             self.overhead_s = sorted(self._waits)[len(self._waits) // 10]
 
-    def _learn_budget(self, prompt: _Prompt) -> None:
-        """A prompt alone lengthens ceil(tokens / (budget − streams)) steps: which budgets fit?"""
-        if self._told or not prompt.alone or not self._quiet_s or prompt.uncached <= BUDGETS[0]:
+    def _is_quiet(self, past: PastStep) -> bool:
+        """Was it over too soon to have had many prompt tokens? As long as no quiet step is known,
+        if it took less than half of the newest one's time."""
+        return past.seconds < (1.1 * self._quiet_s or 0.5 * self._past[-1].seconds)
+
+    def _learn_budget(self, ended: list[_Prompt]) -> None:
+        """Prompts that end with the newest step took so many steps, in a row: which budgets fit?
+
+        They had all that a step may hold from the end of the prompts before them on, and perhaps a
+        part of that step too; or else from when the first of them came.
+        """
+        tokens = sum(prompt.uncached for prompt in ended)
+        if self._told or tokens <= BUDGETS[0]:
             return
-        newest, *earlier = self._reachable(prompt)
-        steps = 1
-        for past in earlier:
-            if past.seconds < LENGTHENED * self._quiet_s:
+        steps, part = 0, 0
+        for past in self._reachable(ended[0]):
+            if past.ends:
+                part = 1
+                break
+            if steps and self._is_quiet(past):
                 break
             steps += 1
+        if steps == len(self._past):
+            return  # it may have begun before
         for budget in BUDGETS:
-            fits = ceil(prompt.uncached / max(budget - newest.streams, 1)) == steps
-            self._votes[budget] = 0.95 * self._votes[budget] + fits
+            full = ceil(tokens / max(budget - self._past[-1].streams, 1))
+            self._votes[budget] = 0.95 * self._votes[budget] + (steps <= full <= steps + part)
         near = USUAL_BUDGET.bit_length()
         self.budget = max(BUDGETS, key=lambda b: (self._votes[b], -abs(b.bit_length() - near)))
 
