@@ -82,7 +82,7 @@ def test_headroom_keeps_more_promises_than_counting_requests_when_a_worker_is_th
 
 def test_a_promise_that_no_worker_can_keep_keeps_nobody_waiting() -> None:
     plan = replace(scenario(20, 20, fast=2), tiers={"t": SimTier(ttft_s=0.5, itl_s=0.002)})
-    seen = [s for s in played(plan).seen if s.at_s > 10.0]
+    seen = [s for s in played(plan).seen if s.at_s > 13.0]  # 512 steps, and who waited for them
     assert not any(s.kept for s in seen)
     assert sum(s.ttft_s < 0.5 for s in seen) > 0.9 * len(seen)
 

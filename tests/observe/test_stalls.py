@@ -52,7 +52,7 @@ def played(trouble: str) -> Watched:
     hang = Fault(kind="hang", worker="*", at_s=20, for_s=3, every_s=10)
     small = (Workers(profile="h100-llama-70b-tp4", count=3, kv_tokens=8192),)
     long = (msgspec.structs.replace(CHAT, output=(400, 1200)),)
-    flood = (CHAT, msgspec.structs.replace(CHAT, rate=60.0, from_s=20.0, tenant="crowd"))
+    flood = (CHAT, msgspec.structs.replace(CHAT, rate=90.0, from_s=20.0, tenant="crowd"))
     watched = {
         "none": lambda: Watched(healthy()),
         "slow": lambda: Watched(healthy(slow, workers=ONE, requests=LITTLE)),
@@ -79,7 +79,7 @@ def judge(watched: Watched) -> Counter[bool]:
 def test_late_steps_get_the_cause_that_the_engine_knows(trouble: str) -> None:
     watched = played(trouble)
     judged = judge(watched)
-    assert judged.total() >= 10
+    assert judged.total() >= 5
     assert judged[True] / judged.total() >= RIGHT
 
 

@@ -26,7 +26,7 @@ USUAL_RATE = 0.02
 """How fast the mean of what requests need follows the last ones."""
 OUTCOME_RATE = 0.005
 """How fast the corrections of predictions follow the last outcomes: some 200 of them."""
-FORESEEN = 0.7
+FORESEEN = 0.65
 """Share of what the load changed of an answer's ITL that outcomes are cleared of: while a fleet
 fills, all come later than predicted, and soon after no more; but in a flood they will again."""
 STALE_S = 0.25

@@ -3,8 +3,8 @@
 What waits here can still be overtaken, and goes where there is room first; what waits in an engine
 cannot. So a request waits while no worker is open to it. A worker is open if
 
-- its prefill keeps it busy for no more than a step beyond the one under way (of a worker that is
-  far away, or a fleet of its own: more is under way),
+- it has little prefill before it, beyond the step under way (of a worker that is far away, or a
+  fleet of its own: more is under way),
 - there is room in its KV cache, and
 - the harm to its residents is no more than the request is worth: its weight times the chance that
   its own promise is kept there.
@@ -20,12 +20,16 @@ it is worth.
 
 from __future__ import annotations
 
+from math import inf
+
 from paceline.policy import headroom
 from paceline.policy.headroom import Forecast
 from paceline.policy.standing import Ask, Standing
 
-STEPS_AHEAD = 1.0
-"""Full steps of prefill that an engine may have before it, besides this request's own."""
+AHEAD = 1024.0
+"""Prompt tokens that a worker may have before it where residents are promised an ITL, besides this
+request's own: enough to keep it busy, and what waits here instead goes by what is known then. Else
+as many as a full step holds, which does some tenth more a second."""
 FULL_PIPE = 4.0
 """Or times what is on its way there and back: so a worker shows that it can take more."""
 FREE_HARM = 0.02
@@ -39,7 +43,7 @@ def is_open(worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float
     """
     if not worker.everyone:
         return True
-    if worker.ahead > max(STEPS_AHEAD * worker.room, FULL_PIPE * worker.pipe):
+    if worker.ahead > max(_ahead(worker), FULL_PIPE * worker.pipe):
         return False
     if seen.kv_left < 0.0:
         return False
@@ -47,3 +51,10 @@ def is_open(worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float
         harm = headroom.harm(worker, ask, seen, cautious=True)
     worth = 1.0 if ask.overdue else 1.0 - loss + FREE_HARM
     return harm <= ask.weight * worth
+
+
+def _ahead(worker: Standing) -> float:
+    """Prompt tokens that it may have before it."""
+    if any([itl_s < inf for itl_s, _, _ in worker.promised]):
+        return min(AHEAD, worker.room)
+    return worker.room

@@ -22,7 +22,7 @@ USUAL_STREAMS = 64.0
 RELAX_S = 10.0
 """Half-life with which the slowdown of a worker that shows no steps is forgotten: only new work
 can show whether it still lasts."""
-CAUTION = 0.45
+CAUTION = 0.3
 """Predictions so much above the usual, as a power of the ratio, are taken to be worse."""
 
 
