@@ -55,6 +55,6 @@ def is_open(worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float
 
 def _ahead(worker: Standing) -> float:
     """Prompt tokens that it may have before it."""
-    if any([itl_s < inf for itl_s, _, _ in worker.promised]):
+    if any(itl_s < inf for itl_s, _, _ in worker.promised):
         return min(AHEAD, worker.room)
     return worker.room
