@@ -147,11 +147,7 @@ def test_a_step_hits_all_its_streams_and_is_told_once() -> None:
 
 
 def test_a_prompt_from_another_worker_is_split_into_prefill_and_transfer() -> None:
-    kernel, request = Kernel(), Request("r", "m", "acme", "chat", Promise(ttft_s=0.5))
-    for name in ("p", "d"):
-        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
-    stalls = Stalls(kernel)
-    stalls.saw(0.0, RequestArrived(request), [Prefill("r", "p", "long prompt")])
+    stalls = handed_over()
     stalls.saw(0.3, Prefilled("r", "p", 0.3), [Dispatch("r", "d", "it has room", prefilled_at="p")])
     stalls.saw(2.0, FirstTokenSeen("r", 2.0), [])
     stalls.look(5.0)
@@ -161,11 +157,7 @@ def test_a_prompt_from_another_worker_is_split_into_prefill_and_transfer() -> No
 
 
 def test_a_first_token_that_waited_for_prefill_elsewhere_was_late_there() -> None:
-    kernel, request = Kernel(), Request("r", "m", "acme", "chat", Promise(ttft_s=0.5))
-    for name in ("p", "d"):
-        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
-    stalls = Stalls(kernel)
-    stalls.saw(0.0, RequestArrived(request), [Prefill("r", "p", "long prompt")])
+    stalls = handed_over()
     stalls.saw(2.0, Prefilled("r", "p", 2.0), [Dispatch("r", "d", "it has room", prefilled_at="p")])
     stalls.saw(2.1, FirstTokenSeen("r", 2.1), [])
     stalls.look(5.0)
@@ -176,11 +168,7 @@ def test_a_first_token_that_waited_for_prefill_elsewhere_was_late_there() -> Non
 @pytest.mark.parametrize("again", [False, True])
 def test_a_request_that_lost_the_prompt_it_was_handed_waits_for_no_transfer(again: bool) -> None:
     """`again`: handed over anew, with both workers at it at once. Else: prefilled in place."""
-    kernel, request = Kernel(), Request("r", "m", "acme", "chat", Promise(ttft_s=0.5))
-    for name in ("p", "d", "e"):
-        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
-    stalls = Stalls(kernel)
-    stalls.saw(0.0, RequestArrived(request), [Prefill("r", "p", "long prompt")])
+    stalls = handed_over()
     stalls.saw(0.1, Prefilled("r", "p", 0.1), [Dispatch("r", "d", "it has room", prefilled_at="p")])
     prefill = [Prefill("r", "p", "long prompt")] if again else []
     dispatch = Dispatch("r", "e", "it has room", prefilled_at="p" if again else "")
@@ -208,6 +196,16 @@ def test_the_sums_at_a_mark_are_those_of_its_moment_however_late_they_are_asked_
     steps = [mark.sums[STEPS] for mark in marks if mark.sums is not None]
     assert steps == pytest.approx([0.5, 1.0, 1.5])
     assert timeline.mark(2.5).sums == timeline.sums  # that moment is over: what is known now
+
+
+def handed_over() -> Stalls:
+    """It has seen a request whose prompt the worker p is to prefill, for d or e to answer."""
+    kernel, request = Kernel(), Request("r", "m", "acme", "chat", Promise(ttft_s=0.5))
+    for name in ("p", "d", "e"):
+        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
+    stalls = Stalls(kernel)
+    stalls.saw(0.0, RequestArrived(request), [Prefill("r", "p", "long prompt")])
+    return stalls
 
 
 def watched_worker() -> tuple[Kernel, Stalls]:

@@ -72,13 +72,16 @@ def pair() -> Iterator[list[Engine]]:
 
 
 @asynccontextmanager
-async def gateway_before(pair: list[Engine]) -> AsyncIterator[Stand]:
-    first = {"role": "prefill", "transfer": "nixl", "lease_s": SURE_S}
+async def gateway_before(
+    pair: list[Engine], transfer: str = "nixl", **first: Any
+) -> AsyncIterator[Stand]:
+    """A live gateway; `first`: settings of the worker that prefills."""
+    first = {"role": "prefill", "transfer": transfer, "lease_s": SURE_S, **first}
     async with live_gateway(
         *(engine.url for engine in pair),
         kind="vllm",
         settings=Settings(policy="least-requests"),
-        parts=[first, {"role": "decode", "transfer": "nixl"}],
+        parts=[first, {"role": "decode", "transfer": transfer}],
         asks=True,
     ) as gateway:
         await until(lambda: all(w.usable(1e12) for w in gateway.host.kernel.workers.values()))

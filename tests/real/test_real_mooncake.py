@@ -11,10 +11,15 @@ import uvloop
 from install import connectors_are_ready
 from live import free_port
 from servers import together, vllm_server
-from test_real_disaggregation import TEXT, alone, body_of, fetched, long_prompt, words
-
-from paceline.kernel import Settings
-from stand import live_gateway, until
+from test_real_disaggregation import (
+    TEXT,
+    alone,
+    body_of,
+    fetched,
+    gateway_before,
+    long_prompt,
+    words,
+)
 
 pytestmark = [
     pytest.mark.real,
@@ -49,15 +54,7 @@ def test_what_one_engine_prefilled_another_answers_as_if_it_were_its_own() -> No
         servers.append(vllm_server(free_port(), core, extra=extra, env=environment))
 
     async def run() -> None:
-        first = {"role": "prefill", "transfer": "mooncake", "bootstrap_port": bootstrap}
-        async with live_gateway(
-            *(engine.url for engine in pair),
-            kind="vllm",
-            settings=Settings(policy="least-requests"),
-            parts=[first, {"role": "decode", "transfer": "mooncake"}],
-            asks=True,
-        ) as gateway:
-            await until(lambda: all(w.usable(1e12) for w in gateway.host.kernel.workers.values()))
+        async with gateway_before(pair, "mooncake", bootstrap_port=bootstrap) as gateway:
             for name in ("Ann", "Bob"):
                 had, prompt = await fetched(pair[1]), long_prompt(name)
                 reply = await gateway.ask(body_of(TEXT, prompt, stream=True), TEXT)
@@ -65,7 +62,6 @@ def test_what_one_engine_prefilled_another_answers_as_if_it_were_its_own() -> No
                 assert outcome.prefilled_at == "w0"
                 assert await fetched(pair[1]) - had >= (outcome.prompt_tokens or 0) - 64 > 100
                 assert words(reply) == await alone(pair[1], TEXT, prompt)
-            await gateway.settled()
 
     with together(*servers) as pair:
         uvloop.run(run())
