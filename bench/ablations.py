@@ -1,6 +1,6 @@
 """What is each term of headroom's routing law worth? Without one at a time, on every scenario.
 
-    python bench/ablations.py [--seeds N] [--workers N] [--scenario NAME ...]   # some 10 minutes
+    python bench/ablations.py [--seeds N] [--workers N] [--scenario NAME ...]   # some 40 minutes
 
 Prints a table in Markdown, promises kept in percent, and a JSON line. All is simulation.
 """
@@ -15,8 +15,8 @@ from math import inf
 from pathlib import Path
 from statistics import mean
 
-from paceline.kernel import ledger, worker
-from paceline.policy import headroom, route, standing
+from paceline.kernel import ledger, pool, worker
+from paceline.policy import admit, headroom, route, standing
 from paceline.simulator.cli import plan
 from paceline.simulator.many import Job, play_all, play_job
 from paceline.simulator.result import Result
@@ -81,6 +81,16 @@ def harm_that_ends() -> None:
     headroom.strain = headroom.broken
 
 
+def load_as_surprise() -> None:
+    """A fleet that fills up teaches that its forecasts were too low."""
+    pool.FORESEEN = 0.0
+
+
+def full_steps_ahead() -> None:
+    """Engines get as many prompt tokens as one step takes, whoever streams there."""
+    admit.AHEAD = inf
+
+
 WITHOUT: dict[str, Callable[[], None]] = {
     "headroom": lambda: None,
     "no waiting": no_waiting,
@@ -88,6 +98,8 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "nothing reserved for more weight": nothing_reserved,
     "no caution": no_caution,
     "harm ends at the promise": harm_that_ends,
+    "load taken for surprise": load_as_surprise,
+    "full steps ahead": full_steps_ahead,
     "no balance": no_balance,
     "no price of work": no_work,
     "no harm to residents": no_harm,
