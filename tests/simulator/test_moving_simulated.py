@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import msgspec
@@ -25,6 +27,7 @@ from paceline.domain.facts import (
 )
 from paceline.kernel import Kernel
 from paceline.simulator.flight import Flight
+from paceline.simulator.load import load_scenario
 from paceline.simulator.replica import Replica
 from paceline.simulator.scenario import (
     Fault,
@@ -39,6 +42,7 @@ from paceline.simulator.simulation import Simulation
 from paceline.workload.traces import Arrival
 
 ANSWER = 400
+SCENARIOS = Path(__file__).parents[2] / "scenarios"
 
 
 def stream(at_s: float = 0.0, output: int = ANSWER) -> Arrival:
@@ -393,3 +397,23 @@ def test_the_same_restlessness_gives_the_same_result() -> None:
         return msgspec.json.encode(stage.run())
 
     assert once() == once()
+
+
+def test_a_stream_that_leaves_a_slow_worker_is_not_drawn_back_by_what_is_cached_there() -> None:
+    on: dict[str, str] = {}
+    went: list[tuple[str, str]] = []
+
+    def saw(now: float, fact: Fact, commands: Sequence[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Move):
+                left[command.request_id] = on[command.request_id]
+            elif isinstance(command, Dispatch):
+                on[command.request_id] = command.worker_id
+                if command.request_id in left:
+                    went.append((left.pop(command.request_id), command.worker_id))
+
+    left: dict[str, str] = {}
+    chats = load_scenario(SCENARIOS / "slow-worker-chats.yaml")
+    Simulation(msgspec.structs.replace(chats, seconds=70.0), "headroom", 0, log=saw).run()
+    assert {slow for slow, _ in went} == {"w1"}
+    assert "w1" not in {there for _, there in went}

@@ -18,7 +18,6 @@ from paceline.domain.commands import (
     Fail,
     Hold,
     Pause,
-    Prediction,
     Prefill,
     Shed,
 )
@@ -230,19 +229,13 @@ class Dispatcher:
         return None
 
     def _choose(
-        self,
-        live: Live,
-        now: float,
-        kept: Sequence[int] = (),
-        overdue: bool = False,
-        apart: bool = True,
+        self, live: Live, now: float, kept: Sequence[int] = (), overdue: bool = False
     ) -> Choice | None:
-        """Where it would go; None where no worker may be chosen. `apart`: its prompt may be
-        prefilled by another worker."""
+        """Where it would go; None where no worker may be chosen."""
         pool = self._pools.get(live.request.model)
         if pool is None:
             return None
-        places: Sequence[int] = pool.usable(now, live.tried)
+        places: Sequence[int] = pool.usable(now, live.avoids)
         if live.handover is not None:
             places = self._legs.takers(pool, live.handover, places, now)
         if not places:
@@ -251,18 +244,20 @@ class Dispatcher:
         if live.ask is None:
             pool.demand.came(live.request, ask, now)
         live.ask = ask
-        sources: Sequence[int] = pool.sources(now, live.tried) if apart else ()
-        choice = self._legs.choose(pool, live, ask, places, sources, kept)
+        choice = self._legs.choose(pool, live, ask, places, pool.sources(now, live.avoids), kept)
         if choice is None:
             return None
         if choice.predicted is not None:
             live.needs_s = choice.predicted.ttft_s
         return choice
 
-    def elsewhere(self, live: Live, worker: WorkerState, now: float) -> Prediction | None:
-        """What a request might expect on another worker, were it sent there now."""
-        choice = self._choose(live, now, [worker.place], overdue=True, apart=False)
-        return choice.predicted if choice is not None and not choice.wait else None
+    def elsewhere(self, live: Live, worker: WorkerState, given: int, now: float) -> Choice | None:
+        """Another worker for a stream of so many tokens; None if none is open to it."""
+        pool = self._pools[live.request.model]
+        places = [place for place in pool.usable(now, live.tried) if place != worker.place]
+        ask = pool.ask(live.request, 0.0, now, given, overdue=True)
+        choice = self._legs.choose(pool, live, ask, places, ()) if places else None
+        return choice if choice is not None and not choice.wait else None
 
     def _send(self, live: Live, choice: Choice, now: float) -> list[Command]:
         """To the worker that answers; or first, or at once, to one that prefills for it."""
@@ -293,7 +288,7 @@ class Dispatcher:
             link = pool.link(handover.worker.place, choice.place)
             assert link is not None
             handover.fetch(entry, link, choice.predicted)
-        live.predicted = choice.predicted
+        live.predicted, live.left = choice.predicted, ""
         live.move(Event.DISPATCHED)
         self._sent(live, choice, worker, entry, now)
         if handover is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from paceline.domain.commands import Command, Fail, Pause, Shed
+from paceline.domain.commands import Command, Fail, Move, Pause, Shed
 from paceline.domain.facts import (
     ClientLeft,
     DispatchFailed,
@@ -288,6 +288,8 @@ class Kernel:
         worker = live.worker
         assert worker is not None
         paused = live.leaving is Pause or (live.leaving is None and live.request.preemptible)
+        if live.leaving is Move:
+            live.left = worker.worker.id
         self._leave_worker(live)
         live.stopped(produced, now)
         dispatcher = self._dispatcher

@@ -25,6 +25,7 @@ class Live:
         "failures",
         "handover",
         "leaving",
+        "left",
         "needs_s",
         "predicted",
         "produced",
@@ -60,7 +61,10 @@ class Live:
         """When the first token came."""
         self.leaving: type[Pause] | type[Move] | None = None
         """How it was asked to leave its worker, where it is until it has."""
+        self.left = ""
+        """The worker that it was moved off, until it is sent to another."""
         self.tried: list[str] = []
+        """Workers that failed it."""
         self.worker: WorkerState | None = None
         self.predicted: Prediction | None = None
         self.because = ""
@@ -85,6 +89,11 @@ class Live:
             return False
         self.state = after
         return True
+
+    @property
+    def avoids(self) -> list[str]:
+        """Workers that it goes to only if there is no other."""
+        return [*self.tried, self.left] if self.left else self.tried
 
     @property
     def may_leave(self) -> bool:

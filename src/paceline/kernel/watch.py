@@ -32,6 +32,9 @@ LEAST_SAMPLES = 50
 """Steps that must have been seen for a worker's silence to mean anything."""
 SLOW = 1.5
 """Times its usual speed from which on a worker's streams are looked at."""
+WORTH = 4.0
+"""Promises, of its own weight, that a stream may cost where it goes. Its own is lost here; and what
+it costs there passes with its prefill, while whoever stays gains for good."""
 MOST_MOVES = 4
 """Streams that leave a slow worker at one look: the next look sees what that has changed."""
 
@@ -109,12 +112,15 @@ class Watch:
                 spent_s = now - live.begun_at
                 allowed_s = promise_s * (given + left)
                 if spent_s + left * slow_s > allowed_s:
-                    found.append((left, allowed_s - spent_s, live))
-        found.sort(key=lambda item: (-item[0], item[2].request.id))
+                    found.append((left, allowed_s - spent_s, int(given), live))
+        found.sort(key=lambda item: (-item[0], item[3].request.id))
         commands: list[Command] = []
-        for left, remains_s, live in found[:MOST_MOVES]:
-            there = self._dispatcher.elsewhere(live, worker, now)
-            if there is not None and there.ttft_s + left * there.itl_s < remains_s:
+        for left, remains_s, given, live in found[:MOST_MOVES]:
+            there = self._dispatcher.elsewhere(live, worker, given, now)
+            if there is None or there.cost > WORTH * live.request.weight:
+                continue
+            seen = there.predicted
+            if seen is not None and seen.ttft_s + left * seen.itl_s < remains_s:
                 commands.append(live.leave(Move, f"{worker.worker.id} is too slow for it"))
         return commands
 

@@ -51,6 +51,8 @@ class Choice(msgspec.Struct, frozen=True):
     source: int | None = None
     """Another place, that prefills its prompt."""
     runner_up: RunnerUp | None = None
+    cost: float = 0.0
+    """Promises that it is expected to break, by weight, and what else speaks against it."""
 
 
 Policy = Callable[[Fleet, Ask, Sequence[int]], Choice]

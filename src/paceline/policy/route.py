@@ -81,6 +81,7 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
         prediction(chosen.worker, ask, seen, ask.cached.get(chosen.place, 0.0)),
         wait,
         runner_up=_runner_up(fleet, fair, costs, k),
+        cost=costs[k],
     )
 
 
