@@ -15,7 +15,7 @@ from math import inf
 from pathlib import Path
 from statistics import mean
 
-from paceline.kernel import ledger, pool, worker
+from paceline.kernel import pool, worker
 from paceline.policy import admit, headroom, route, standing
 from paceline.simulator.cli import plan
 from paceline.simulator.many import Job, play_all, play_job
@@ -42,19 +42,6 @@ def no_delay() -> None:
 
 def no_slowdown() -> None:
     standing.Standing.slowdown = lambda self, now: 1.0  # type: ignore[method-assign]
-
-
-def lost_count() -> None:
-    """A stream whose first token was late counts as one that has a promise to lose."""
-    ledger.Ledger.release = lambda self, entry: _release_at_end(self, entry)  # type: ignore[method-assign]
-
-
-_release = ledger.Ledger.release
-
-
-def _release_at_end(self: ledger.Ledger, entry: ledger.Entry) -> None:
-    if entry.request.id not in self.entries:
-        _release(self, entry)
 
 
 def no_waiting() -> None:
@@ -106,7 +93,6 @@ WITHOUT: dict[str, Callable[[], None]] = {
     "harm as if it lasted": full_harm,
     "no delay": no_delay,
     "no fast gain, no open gap": no_slowdown,
-    "lost streams count": lost_count,
 }
 
 

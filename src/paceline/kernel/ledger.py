@@ -6,7 +6,6 @@ Totals are kept, not summed: a step costs the same whether one stream is decodin
 from __future__ import annotations
 
 from collections import deque
-from math import inf
 
 from paceline.domain.request import Request
 
@@ -22,7 +21,6 @@ class Entry:
     __slots__ = (
         "ahead",
         "cached",
-        "deadline",
         "decoding",
         "due_at",
         "fetches",
@@ -44,7 +42,6 @@ class Entry:
         prompt: float,
         cached: float,
         sent_at: float,
-        deadline: float = inf,
         had: int = 0,
         left: float = 0.0,
         share: float = 0.75,
@@ -57,10 +54,8 @@ class Entry:
         self.sent_at = sent_at
         self.ahead = 0.0
         """Prompt tokens of others that were still to be prefilled then."""
-        self.deadline = deadline
-        """Until when its first token must come."""
         self.promised: tuple[float, float] | None = None
-        """The ITL promise and weight that it counts under; None: nothing to lose any more."""
+        """The ITL promise and weight that it counts under; None: its answer comes from another."""
         self.due_at = sent_at
         """When an answer that is no stream is taken to have been prefilled."""
         self.decoding = False
@@ -179,14 +174,6 @@ class Ledger:
                 break
             self.fetched(request_id)
 
-    def release(self, entry: Entry) -> None:
-        """Nothing can break its promise any more: it is over, or broken already."""
-        key, entry.promised = entry.promised, None
-        if key is not None:
-            self.promised[key] -= 1
-            if not self.promised[key]:
-                del self.promised[key]
-
     def grew(self, tokens_each: float) -> None:
         """A step gave every stream so many tokens."""
         self._grown += tokens_each
@@ -206,7 +193,11 @@ class Ledger:
         entry = self.entries.pop(request_id, None)
         if entry is None:
             return None
-        self.release(entry)
+        key = entry.promised
+        if key is not None:
+            self.promised[key] -= 1
+            if not self.promised[key]:
+                del self.promised[key]
         self.passing -= entry.passes_on
         self.due -= entry.prompt + entry.left
         if entry.decoding:

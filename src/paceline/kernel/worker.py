@@ -150,8 +150,6 @@ class WorkerState:
         self.recovered()
         self.windows.first_token(entry.request.id, at)
         self.ledger.decodes(entry)
-        if at > entry.deadline:
-            self.ledger.release(entry)
         for rate in self._prefill_rates:
             rate.add(entry.uncached, at)
         if not entry.fetches:
