@@ -74,8 +74,8 @@ def test_a_bug_in_one_who_listens_costs_the_others_nothing() -> None:
 
 def test_whoever_reads_the_metrics_finds_the_request_that_has_just_ended() -> None:
     metrics = Metrics(Kernel(), {}, [0.1])
-    ended = Ended([metrics.over])
-    metrics.before_reading = ended.tell
+    ended = Ended([], [metrics.count])
+    metrics.before_reading = ended.count
     end(ended, 1)
     families = text_string_to_metric_families(metrics.text().decode())
     (requests,) = [family for family in families if family.name == "paceline_requests"]

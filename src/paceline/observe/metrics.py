@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -14,13 +15,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.worker import WorkerState
-from paceline.observe.ended import Over
 from paceline.observe.request_metrics import LABELS, RequestMetrics
+from paceline.observe.sheet import Sheet
 from paceline.observe.table import OTHER
 
 INFO = ("model", "worker", "node", "kind", "role", "transfer")
@@ -112,23 +112,18 @@ class Metrics:
         """A request leaves its worker for others."""
         self._pauses.labels(request.model, request.tier, because).inc()
 
-    def over(self, ended: Over) -> None:
+    def count(self, sheet: Sheet) -> None:
         """These requests are over."""
-        for _, outcome in ended:
-            self.closed(outcome)
-
-    def closed(self, outcome: Outcome) -> None:
-        """A request is over."""
-        request = outcome.request
-        self._ended.closed(outcome, self._tenants.label(request.tenant))
-        if outcome.prefilled_at:
-            self._shared.labels(request.model, outcome.prefilled_at, outcome.worker).inc()
-        if outcome.attempts > 1 or request.model not in self._models:
-            self._models.add(request.model)
-            self._retries.labels(request.model).inc(max(outcome.attempts - 1, 0))
-        if (given := outcome.degraded_to) is not None:
-            to = (given.model, given.tier)
-            self._degraded.labels(request.model, request.tier, *to).inc()
+        self._ended.count(sheet, self._tenants.label)
+        again = np.bincount(sheet.who, sheet.retries).tolist()
+        for who, count, retries in zip(sheet.whos, sheet.requests, again, strict=True):
+            if who.prefilled_at:
+                self._shared.labels(who.model, who.prefilled_at, who.worker).inc(count)
+            if retries or who.model not in self._models:
+                self._models.add(who.model)
+                self._retries.labels(who.model).inc(retries)
+            if who.degraded_to is not None:
+                self._degraded.labels(who.model, who.tier, *who.degraded_to).inc(count)
 
     def text(self) -> bytes:
         """The exposition. It has the series of workers that are gone for one last time."""
