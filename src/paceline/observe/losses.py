@@ -73,7 +73,8 @@ class Losses:
         """By model, tier, worker and cause."""
         self.late: dict[str, deque[Late]] = {}
         """By worker; those of no worker under the empty name."""
-        self._seconds: deque[_Second] = deque(maxlen=int(WINDOW_S) + 1)
+        self._newest = _Second(0)
+        self._seconds = deque([self._newest], maxlen=int(WINDOW_S) + 1)
 
     def request_over(self, now: float) -> None:
         """A request has ended, in whatever way."""
@@ -123,10 +124,10 @@ class Losses:
             loss.tenants[name] = loss.tenants.get(name, 0) + count
 
     def _second(self, now: float) -> _Second:
-        at = int(now)
-        if not self._seconds or self._seconds[-1].at < at:
-            self._seconds.append(_Second(at))
-        return self._seconds[-1]
+        if now >= self._newest.at + 1:
+            self._newest = _Second(int(now))
+            self._seconds.append(self._newest)
+        return self._newest
 
     def _of_late(self, now: float) -> Iterator[_Second]:
         return (second for second in self._seconds if second.at > now - WINDOW_S)

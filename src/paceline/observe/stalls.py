@@ -207,7 +207,9 @@ class Stalls:
         request = fact.request
         if request.id not in self._courses:
             self._courses[request.id] = Course(request, now, now)
-        self._floor_s = min(self._floor_s, late_after_s(request.promise))
+        late_s = late_after_s(request.promise)
+        if late_s < self._floor_s:
+            self._floor_s = late_s
 
     def _commanded(self, command: Command, now: float) -> None:
         course = self._courses.get(command.request_id)
@@ -260,7 +262,7 @@ class Stalls:
         course.begun = mark = track.timeline.mark(fact.at)
         course.preemptions = track.state.preemptions if track.state is not None else 0
         if course.off_at < inf:  # its answer goes on
-            add(course.extra, {course.off_because: max(fact.at - course.off_at, 0.0)})
+            course.lose({course.off_because: max(fact.at - course.off_at, 0.0)})
         elif not course.legs:
             self._came(course, track, mark)
         course.off_at, course.off_because = inf, Cause.LOST_WORKER
@@ -426,10 +428,10 @@ class Stalls:
         timeline = track.timeline
         if course.begun is not None:
             end = timeline.mark(now)
-            course.legs.append((course.begun, end))
+            course.legs += ((course.begun, end),)
             course.off_at = min(max(timeline.reached, course.begun.at), now)
         elif course.sent is not None:
-            add(course.extra, {course.off_because: max(now - course.sent.at, 0.0)})
+            course.lose({course.off_because: max(now - course.sent.at, 0.0)})
         course.ready_at, course.begun, course.sent = now, None, None
 
     def _left(self, fact: ClientLeft, now: float) -> None:
