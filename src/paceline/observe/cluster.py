@@ -192,20 +192,22 @@ class Cluster:
         cells = [number(who.model, who.tier, who.tenant, who.worker) for who in sheet.whos]
         shed = [who.status in TURNED_AWAY for who in sheet.whos]
         left = [who.status == LEFT_STATUS or who.error == LEFT for who in sheet.whos]
-        fails = [not (w.sound or s or x) for w, s, x in zip(sheet.whos, shed, left, strict=True)]
         allowed = [1.0 - attain(who.tier) for who in sheet.whos]
-        of_who = np.array([cells, allowed, shed, fails, left], float)[:, sheet.who]
+        cell, allows, sheds, leaves = np.array([cells, allowed, shed, left], float)[:, sheet.who]
         self._rows.append(
             np.column_stack(
                 (
-                    of_who[0],
+                    cell,
                     np.where(sheet.sound, sheet.queued_s, nan),
                     np.where(sheet.streams, sheet.ttft_s, nan),
                     np.where(sheet.gaps, sheet.itl_s, nan),
                     np.where(sheet.gaps, sheet.stall_s, nan),
                     np.ones(len(sheet.who)),
                     sheet.kept,
-                    *of_who[1:],
+                    allows,
+                    sheds,
+                    ~(sheet.sound | (sheds + leaves > 0.0)),
+                    leaves,
                     sheet.prompt_tokens,
                     sheet.cached_tokens,
                     sheet.output_tokens,

@@ -8,11 +8,9 @@ counts it, and counting is done for many at a time, in columns.
 from __future__ import annotations
 
 from array import array
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from paceline.domain.outcome import Outcome
 from paceline.observe.sketch import Floats, Ints
@@ -40,11 +38,6 @@ class Who(NamedTuple):
     degraded_to: tuple[str, str] | None
     """Model and tier."""
 
-    @property
-    def sound(self) -> bool:
-        """Did it end well?"""
-        return self.status < 400 and not self.error
-
 
 class Sheet:
     """Some requests that are over, in columns."""
@@ -66,26 +59,20 @@ class Sheet:
             self.retries,
         ) = rows.T[1:]
 
-    @cached_property
+        sound = np.array([who.status < 400 and not who.error for who in whos])
+        streaming = np.array([who.streaming for who in whos])
+        self.sound = sound[self.who]
+        """Those that ended well..."""
+        self.streams = (sound & streaming)[self.who]
+        """...whose first token could be seen..."""
+        self.gaps = self.streams & (self.itl_s > 0.0)
+        """...and a second one."""
+
+    @property
     def requests(self) -> list[int]:
         """Of each of `whos`."""
-        return list(map(int, np.bincount(self.who)))
-
-    @cached_property
-    def sound(self) -> NDArray[np.bool_]:
-        """Those that ended well."""
-        return np.array([who.sound for who in self.whos])[self.who]
-
-    @cached_property
-    def streams(self) -> NDArray[np.bool_]:
-        """Those of them whose first token could be seen..."""
-        return np.array([who.sound and who.streaming for who in self.whos])[self.who]
-
-    @cached_property
-    def gaps(self) -> NDArray[np.bool_]:
-        """...and a second one."""
-        found: NDArray[np.bool_] = self.streams & (self.itl_s > 0.0)
-        return found
+        counts: list[int] = np.bincount(self.who).tolist()
+        return counts
 
 
 class Sheets:
