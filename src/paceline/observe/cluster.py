@@ -235,8 +235,8 @@ class Cluster:
         seconds, self._looked_at = now - self._looked_at, now
         number = self.cells.number
         spent = [
-            (number(*share[:4]), share.worker_s, share.cost)
-            for share in shares(self._kernel.workers.values(), seconds, self._asked)
+            (number(s.model, s.tier, s.tenant, s.worker), s.worker_s, s.cost)
+            for s in shares(self._kernel.workers.values(), seconds, self._asked)
         ]
         return _Gathered(rows, *self._new_gaps(), spent, list(self._new_preemptions()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -147,8 +147,10 @@ class Losses:
                 found.seconds += loss.seconds
                 found.gaps += loss.gaps
                 found.promises += loss.promises
-                found.tiers = dict(Counter(found.tiers) + Counter(loss.tiers))
-                found.tenants = dict(Counter(found.tenants) + Counter(loss.tenants))
+                for name, count in loss.tiers.items():
+                    found.tiers[name] = found.tiers.get(name, 0) + count
+                for name, count in loss.tenants.items():
+                    found.tenants[name] = found.tenants.get(name, 0) + count
         return list(sums.values())
 
     def forget(self, workers: Iterable[str]) -> None:

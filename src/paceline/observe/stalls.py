@@ -9,7 +9,7 @@ work is done for a token, and little for one that is in time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any
 
@@ -105,9 +105,12 @@ class Stalls:
         """The event loop came to what was due so many seconds late."""
         self.lags.add(at, seconds)
 
-    def under_way(self) -> list[Course]:
+    def awaiting(self) -> Iterator[Course]:
+        """Those that no worker has, to write the answer."""
         known = self._kernel.requests
-        return [course for name, course in self._courses.items() if name in known]
+        for name, course in self._courses.items():
+            if course.sent is None and name in known:
+                yield course
 
     def look(self, now: float) -> None:
         """Some time has passed."""
