@@ -27,7 +27,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from paceline import __version__
 from paceline.observe.ended import Over
 from paceline.observe.otel_metrics import GenAiMetrics
-from paceline.observe.spans import Trace, begun, span
+from paceline.observe.spans import HEADER, STATE, Trace, begun, parent_of, span
 
 log = structlog.get_logger("paceline")
 
@@ -74,12 +74,11 @@ class OpenTelemetry:
 
     def begin(self, request_id: str, http: Http) -> None:
         """A request comes in: decide whether it is traced, and have its engine know."""
-        trace = begun(http.headers, self._wanted)
-        if trace is not None:
-            self._traces[request_id] = trace
-
-    def _wanted(self) -> bool:
-        return self._chance() < self._sample
+        headers, parent = http.headers, None
+        if HEADER in headers or STATE in headers:
+            parent = parent_of(headers)
+        if self._chance() < self._sample if parent is None else parent.trace_flags.sampled:
+            self._traces[request_id] = begun(headers, parent)
 
     def turned(self, request_id: str, turn: str, because: str) -> None:
         """It was moved, paused or turned away."""

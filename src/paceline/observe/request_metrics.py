@@ -52,11 +52,12 @@ class RequestMetrics(Collector):
 
     def count(self, sheet: Sheet, named: Callable[[str], str]) -> None:
         """These requests are over. `named`: what a tenant is called in labels."""
-        for who, count in zip(sheet.whos, sheet.requests, strict=True):
-            key = (who.model, who.tier, who.worker, named(who.tenant), who.status)
+        labels = [(who.model, who.tier, who.worker) for who in sheet.whos]
+        for of, who, count in zip(labels, sheet.whos, sheet.requests, strict=True):
+            key = (*of, named(who.tenant), who.status)
             self._requests[key] = self._requests.get(key, 0) + count
         answers, sound, streams, gaps = self._answers, sheet.sound, sheet.streams, sheet.gaps
-        rows = answers.rows((who.model, who.tier, who.worker) for who in sheet.whos)[sheet.who]
+        rows = answers.rows(labels)[sheet.who]
         told = (sheet.kept, sheet.prompt_tokens, sheet.cached_tokens, sheet.output_tokens)
         np.add.at(answers.sums, rows[sound], np.column_stack(told)[sound])
         queue, ttft, itl, stall = answers.histograms

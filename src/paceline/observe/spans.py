@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
 from time import monotonic, time_ns
 
 import msgspec
@@ -27,7 +26,7 @@ PARENT = re.compile(
     r"(?!ff|00-.{52}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
 """W3C trace context, section 3.2: later versions may say more, no trace or span is number 0."""
-HEADER = "traceparent"
+HEADER, STATE = "traceparent", "tracestate"
 MOST_EVENTS = 128
 """As many as OpenTelemetry keeps of a span."""
 
@@ -48,18 +47,18 @@ class Trace(msgspec.Struct):
         self.events.append(Event(turn, {"paceline.because": because}, time_ns()))
 
 
-def begun(headers: dict[str, str], wanted: Callable[[], bool]) -> Trace | None:
-    """A request comes in; `wanted`: whether to trace one whose client does not say."""
-    said = headers.get(HEADER)
-    told = PARENT.fullmatch(said) if said is not None else None
+def parent_of(headers: dict[str, str]) -> SpanContext | None:
+    """What its client says; what cannot be read is taken out, as the standard wants it."""
+    told = PARENT.fullmatch(headers.get(HEADER, ""))
     if told is None:
-        headers.pop(HEADER, None)  # as the standard wants it of one that cannot be read
-        headers.pop("tracestate", None)
-    if not (int(told[3], 16) & 1 if told else wanted()):
+        headers.pop(HEADER, None)
+        headers.pop(STATE, None)
         return None
-    parent = None
-    if told is not None:
-        parent = SpanContext(int(told[1], 16), int(told[2], 16), True, _SAMPLED)
+    return SpanContext(int(told[1], 16), int(told[2], 16), True, TraceFlags(int(told[3], 16) & 1))
+
+
+def begun(headers: dict[str, str], parent: SpanContext | None) -> Trace:
+    """A request comes in that is to be traced: its engine is told."""
     trace_id = parent.trace_id if parent is not None else _ids.generate_trace_id()
     context = SpanContext(trace_id, _ids.generate_span_id(), False, _SAMPLED)
     headers[HEADER] = f"00-{trace_id:032x}-{context.span_id:016x}-01"
