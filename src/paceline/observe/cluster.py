@@ -20,7 +20,7 @@ from paceline.domain.request import Request
 from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
 from paceline.observe.cost import shares
-from paceline.observe.sheet import LEFT, Sheet
+from paceline.observe.sheet import Places, Sheet, Who
 from paceline.observe.sketch import BINS, Floats, Ints
 from paceline.observe.table import (
     MEASURES,
@@ -42,7 +42,6 @@ LEVELS = ((2.0, 30), (10.0, 60), (120.0, 30))
 MAX_CELLS = 2048
 """Beyond so many, tenants count as one, or all else does too."""
 TURNED_AWAY = (429, 503)
-LEFT_STATUS = 499
 
 
 class Of(NamedTuple):
@@ -131,10 +130,12 @@ class Cells:
         self._numbers[key] = number
         return number
 
-    def keep(self, used: set[int]) -> None:
-        """Only these are still spoken of: the numbers of the others may be given anew."""
-        for key in [key for key, number in self._numbers.items() if number not in used]:
+    def keep(self, used: set[int]) -> bool:
+        """Only these are still spoken of: the numbers of the others, if any, may be given anew."""
+        gone = [key for key, number in self._numbers.items() if number not in used]
+        for key in gone:
             self._free.append(self._numbers.pop(key))
+        return bool(gone)
 
 
 class _Level:
@@ -179,6 +180,9 @@ class Cluster:
         self._gaps = gaps
         self._attain = attain
         self._asked = asked
+        self._cell_of = Places(self._cell)
+        self._tiers: dict[str, int] = {}
+        self._tier_of = Places(lambda who: self._tiers.setdefault(who.tier, len(self._tiers)))
         self._looked_at = self._folded_at = now
         self._lock = asyncio.Lock()
         self._levels = [_Level(seconds, count, now) for seconds, count in LEVELS]
@@ -188,26 +192,23 @@ class Cluster:
 
     def count(self, sheet: Sheet) -> None:
         """These requests are over."""
-        number, attain = self.cells.number, self._attain
-        cells = [number(who.model, who.tier, who.tenant, who.worker) for who in sheet.whos]
-        shed = [who.status in TURNED_AWAY for who in sheet.whos]
-        left = [who.status == LEFT_STATUS or who.error == LEFT for who in sheet.whos]
-        allowed = [1.0 - attain(who.tier) for who in sheet.whos]
-        cell, allows, sheds, leaves = np.array([cells, allowed, shed, left], float)[:, sheet.who]
+        tiers = self._tier_of.of(sheet)
+        allowed = np.array([1.0 - self._attain(tier) for tier in self._tiers])
+        shed = np.isin(sheet.status, TURNED_AWAY)
         self._rows.append(
             np.column_stack(
                 (
-                    cell,
+                    self._cell_of.of(sheet),
                     np.where(sheet.sound, sheet.queued_s, nan),
                     np.where(sheet.streams, sheet.ttft_s, nan),
                     np.where(sheet.gaps, sheet.itl_s, nan),
                     np.where(sheet.gaps, sheet.stall_s, nan),
                     np.ones(len(sheet.who)),
                     sheet.kept,
-                    allows,
-                    sheds,
-                    ~(sheet.sound | (sheds + leaves > 0.0)),
-                    leaves,
+                    allowed[tiers],
+                    shed,
+                    ~(sheet.sound | shed | sheet.left),
+                    sheet.left,
                     sheet.prompt_tokens,
                     sheet.cached_tokens,
                     sheet.output_tokens,
@@ -215,6 +216,9 @@ class Cluster:
                 )
             )
         )
+
+    def _cell(self, who: Who) -> int:
+        return self.cells.number(who.model, who.tier, who.tenant, who.worker)
 
     def look(self, now: float) -> None:
         """Take in what has happened since the last look. To be called every two seconds, about."""
@@ -282,7 +286,8 @@ class Cluster:
     def _forget(self, used: Ints | None) -> None:
         if used is not None:
             new = [int(cell) for rows in self._rows for cell in rows[:, 0]]
-            self.cells.keep({*used.tolist(), *new})
+            if self.cells.keep({*used.tolist(), *new}):
+                self._cell_of.forget()
 
     def _new_preemptions(self) -> Iterator[Row]:
         before, self._preemptions = self._preemptions, {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -20,7 +19,7 @@ from paceline.kernel import Kernel
 from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.worker import WorkerState
 from paceline.observe.request_metrics import LABELS, RequestMetrics
-from paceline.observe.sheet import Sheet
+from paceline.observe.sheet import Places, Sheet, Who
 from paceline.observe.table import OTHER
 
 INFO = ("model", "worker", "node", "kind", "role", "transfer")
@@ -50,12 +49,11 @@ class Metrics:
         """
         self._kernel = kernel
         self._tenants = _Tenants(max_tenants)
-        self._models: set[str] = set()
-        """Of which some request is over."""
+        self._models = Places(self._model)
         self.before_reading: Callable[[], object] = lambda: None
         """To be called first: whoever tells of requests may have some left to tell of."""
         self._registry = registry = CollectorRegistry()
-        self._ended = RequestMetrics()
+        self._ended = RequestMetrics(self._tenants.label)
         registry.register(self._ended)
         self._retries = Counter(
             "paceline_retries", "Dispatches after the first one.", ("model",), registry=registry
@@ -114,16 +112,21 @@ class Metrics:
 
     def count(self, sheet: Sheet) -> None:
         """These requests are over."""
-        self._ended.count(sheet, self._tenants.label)
-        again = np.bincount(sheet.who, sheet.retries).tolist()
-        for who, count, retries in zip(sheet.whos, sheet.requests, again, strict=True):
+        self._ended.count(sheet)
+        self._models.of(sheet)
+        rare = sheet.rare > 0.0
+        for number, retries in zip(sheet.who[rare].tolist(), sheet.retries[rare], strict=True):
+            who = sheet.whos[number]
+            self._retries.labels(who.model).inc(retries)
             if who.prefilled_at:
-                self._shared.labels(who.model, who.prefilled_at, who.worker).inc(count)
-            if retries or who.model not in self._models:
-                self._models.add(who.model)
-                self._retries.labels(who.model).inc(retries)
+                self._shared.labels(who.model, who.prefilled_at, who.worker).inc()
             if who.degraded_to is not None:
-                self._degraded.labels(who.model, who.tier, *who.degraded_to).inc(count)
+                self._degraded.labels(who.model, who.tier, *who.degraded_to).inc()
+
+    def _model(self, who: Who) -> int:
+        """A model's retries are told from its first request on, at 0."""
+        self._retries.labels(who.model)
+        return 0
 
     def text(self) -> bytes:
         """The exposition. It has the series of workers that are gone for one last time."""

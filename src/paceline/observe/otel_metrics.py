@@ -19,7 +19,6 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from paceline.domain.outcome import Outcome
 from paceline.observe.counts import Counts
 from paceline.observe.sheet import Sheet, Who
 
@@ -59,12 +58,11 @@ class GenAiMetrics:
 
     def __init__(self) -> None:
         self._began_ns = time_ns()
-        self._seen: Counts[Key] = Counts(0, [bounds for _, _, bounds in METRICS])
+        self._seen = Counts(_key, bounds=[bounds for _, _, bounds in METRICS])
 
     def count(self, sheet: Sheet) -> None:
         """These requests are over."""
-        keys = [(operation_of(who.path), who.model, error_type(who)) for who in sheet.whos]
-        rows = self._seen.rows(keys)[sheet.who]
+        rows = self._seen.rows(sheet)
         streams, gaps = sheet.streams, sheet.gaps
         duration, first, each = self._seen.histograms
         duration.add(rows, sheet.seconds)
@@ -100,16 +98,20 @@ class GenAiMetrics:
         ]
 
 
+def _key(who: Who) -> Key:
+    return operation_of(who.path), who.model, error_type(who.status, who.broken)
+
+
 def operation_of(path: str) -> str:
     """In the conventions' words."""
     return OPERATIONS.get(path, "other")
 
 
-def error_type(ended: Who | Outcome) -> str:
+def error_type(status: int, broken: bool) -> str:
     """What went wrong, in few words; empty if nothing did."""
-    if ended.status >= 400:
-        return str(ended.status)
-    return "broken_stream" if ended.error else ""
+    if status >= 400:
+        return str(status)
+    return "broken_stream" if broken else ""
 
 
 def attributes(operation: str, model: str, error: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from paceline.observe.counts import Counts
-from paceline.observe.sheet import Sheet
+from paceline.observe.sheet import Sheet, Who
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 ITL_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
@@ -22,7 +22,7 @@ LABELS = ("model", "tier", "worker")
 
 Labels = tuple[str, str, str]
 """Model, tier and worker."""
-Key = tuple[str, str, str, str, int]
+Key = tuple[str, str, str, str, str]
 """The same, then tenant and status."""
 
 DIRECTIONS = ("prompt", "cached", "output")
@@ -43,23 +43,28 @@ HISTOGRAMS = (
 class RequestMetrics(Collector):
     """All requests since the start, but for those of workers that are gone."""
 
-    def __init__(self) -> None:
-        self._requests: dict[Key, int] = {}
-        self._answers: Counts[Labels] = Counts(
-            1 + len(DIRECTIONS), [bounds for _, _, bounds in HISTOGRAMS]
-        )
+    def __init__(self, named: Callable[[str], str]) -> None:
+        """`named`: what a tenant is called in labels."""
+
+        def key(who: Who) -> Key:
+            return who.model, who.tier, who.worker, named(who.tenant), str(who.status)
+
+        def labels(who: Who) -> Labels:
+            return who.model, who.tier, who.worker
+
+        self._requests = Counts(key, 1)
+        self._answers = Counts(labels, 1 + len(DIRECTIONS), [bounds for _, _, bounds in HISTOGRAMS])
         """Of sound answers: promises kept, tokens by direction."""
 
-    def count(self, sheet: Sheet, named: Callable[[str], str]) -> None:
-        """These requests are over. `named`: what a tenant is called in labels."""
-        labels = [(who.model, who.tier, who.worker) for who in sheet.whos]
-        for of, who, count in zip(labels, sheet.whos, sheet.requests, strict=True):
-            key = (*of, named(who.tenant), who.status)
-            self._requests[key] = self._requests.get(key, 0) + count
+    def count(self, sheet: Sheet) -> None:
+        """These requests are over."""
+        rows = self._requests.rows(sheet)
+        np.add.at(self._requests.sums[0], rows, 1.0)
         answers, sound, streams, gaps = self._answers, sheet.sound, sheet.streams, sheet.gaps
-        rows = answers.rows(labels)[sheet.who]
-        told = (sheet.kept, sheet.prompt_tokens, sheet.cached_tokens, sheet.output_tokens)
-        np.add.at(answers.sums, rows[sound], np.column_stack(told)[sound])
+        rows = answers.rows(sheet)
+        told = sheet.kept, sheet.prompt_tokens, sheet.cached_tokens, sheet.output_tokens
+        for sums, column in zip(answers.sums, told, strict=True):
+            np.add.at(sums, rows[sound], column[sound])
         queue, ttft, itl, stall = answers.histograms
         queue.add(rows[sound], sheet.queued_s[sound])
         ttft.add(rows[streams], sheet.ttft_s[streams])
@@ -68,7 +73,7 @@ class RequestMetrics(Collector):
 
     def forget(self, gone: Callable[[str], bool]) -> None:
         """Of these workers nothing more is told."""
-        self._requests = {key: n for key, n in self._requests.items() if not gone(key[2])}
+        self._requests.forget(lambda key: gone(key[2]))
         self._answers.forget(lambda labels: gone(labels[2]))
 
     def collect(self) -> Iterator[Metric]:
@@ -76,8 +81,8 @@ class RequestMetrics(Collector):
         requests = CounterMetricFamily(
             "paceline_requests", "Requests that are over.", labels=labels
         )
-        for (*of, status), count in self._requests.items():
-            requests.add_metric((*of, str(status)), count)
+        for key, row in self._requests.series.items():
+            requests.add_metric(key, self._requests.sums[0, row])
         yield requests
         kept = CounterMetricFamily(
             "paceline_promises_kept", "Requests whose promise was kept.", labels=LABELS
@@ -89,7 +94,7 @@ class RequestMetrics(Collector):
         )
         answers = self._answers
         for who, row in answers.series.items():
-            promises, *counts = answers.sums[row].tolist()
+            promises, *counts = answers.sums[:, row].tolist()
             kept.add_metric(who, promises)
             for direction, count in zip(DIRECTIONS, counts, strict=True):
                 tokens.add_metric((*who, direction), count)

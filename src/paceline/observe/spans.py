@@ -74,7 +74,8 @@ def span(
     def unix_ns(at: float) -> int:
         return to_ns + int(at * 1e9)
 
-    operation, error, events = operation_of(outcome.path), error_type(outcome), trace.events
+    operation, events = operation_of(outcome.path), trace.events
+    error = error_type(outcome.status, outcome.error != "")
     if life.sent_at:
         queued = {"paceline.queued_s": outcome.queued_s}
         events.append(Event("dispatched", queued, unix_ns(life.sent_at)))
