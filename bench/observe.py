@@ -211,7 +211,7 @@ class Watching:
             self._sheets.add(outcome)
 
     def count(self) -> None:
-        if self._sheets.count:
+        if self._sheets:
             self.tell("count", "requests", self._sheets.take())
 
     def close(self) -> None:

@@ -67,13 +67,13 @@ class Ended:
     def count(self) -> None:
         """Somebody wants to know what all of them come to."""
         self.tell()
-        if self._sheets.count:
+        if self._sheets:
             _tell(self._counters, self._sheets.take())
 
     def _write_down(self, over: Over) -> None:
         for _, outcome in over:
             self._sheets.add(outcome)
-        if self._sheets.count >= MOST_ROWS:
+        if len(self._sheets) >= MOST_ROWS:
             _tell(self._counters, self._sheets.take())
 
 

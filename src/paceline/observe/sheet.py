@@ -7,8 +7,8 @@ counting is done for many at a time, in columns.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable
+from struct import Struct
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ MOST_ROWS = 256
 """In one sheet: to count them keeps tokens waiting for a third of a millisecond."""
 MOST_WHOS = 8192
 """Then they are numbered anew."""
-COLUMNS = 16
+_ROW = Struct("16d")
 LEFT, LEFT_STATUS = "the client left", 499
 
 
@@ -83,8 +83,10 @@ class Sheets:
     def __init__(self) -> None:
         self._numbers: dict[tuple[object, ...], int] = {}
         self._whos: list[Who] = []
-        self._rows = array("d")
-        self.count = 0
+        self._rows: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def add(self, outcome: Outcome) -> None:
         """A request is over."""
@@ -105,8 +107,8 @@ class Sheets:
         if number is None:
             number = self._numbers[key] = len(self._whos)
             self._whos.append(Who(*key))
-        self._rows.extend(
-            (
+        self._rows.append(
+            _ROW.pack(
                 number,
                 outcome.status,
                 error != "",
@@ -125,12 +127,12 @@ class Sheets:
                 outcome.output_tokens,
             )
         )
-        self.count += 1
 
     def take(self) -> Sheet:
         """What was written down since the last time."""
-        sheet = Sheet(self._whos, np.frombuffer(self._rows).reshape(-1, COLUMNS))
-        self._rows, self.count = array("d"), 0
+        rows = np.frombuffer(b"".join(self._rows)).reshape(len(self._rows), -1)
+        self._rows.clear()
+        sheet = Sheet(self._whos, rows)
         if len(self._whos) > MOST_WHOS:
             self._numbers, self._whos = {}, []
         return sheet
