@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from paceline.kernel import Kernel
 from paceline.observe.ended import AT_ONCE, SOON_S, Ended, Over
 from paceline.observe.metrics import Metrics
+from paceline.observe.sheet import MOST_ROWS
 
 LIFE = SimpleNamespace(sent_at=0.1, first_at=0.2, done_at=1.0)
 
@@ -80,3 +81,13 @@ def test_whoever_reads_the_metrics_finds_the_request_that_has_just_ended() -> No
     families = text_string_to_metric_families(metrics.text().decode())
     (requests,) = [family for family in families if family.name == "paceline_requests"]
     assert [sample.value for sample in requests.samples] == [1.0]
+
+
+def test_a_full_sheet_is_counted_though_nobody_asks() -> None:
+    counted: list[int] = []
+    ended = Ended([], [lambda sheet: counted.append(len(sheet.who))])
+    end(ended, MOST_ROWS + AT_ONCE)
+    assert counted == [MOST_ROWS]
+    ended.count()
+    ended.count()
+    assert counted == [MOST_ROWS, AT_ONCE]
