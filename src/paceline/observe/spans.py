@@ -1,7 +1,7 @@
 """How does a request become a span?
 
 Between its begin and its end only a few marks are kept; the span is made at once at the end. The
-SDK's own way, by a tracer, took 270 µs for a request where this takes a tenth of it.
+SDK's own way, by a tracer, took four times as long, most of it while the request waited.
 """
 
 from __future__ import annotations

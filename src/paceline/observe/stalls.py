@@ -108,9 +108,7 @@ class Stalls:
     def awaiting(self) -> Iterator[Course]:
         """Those that no worker has, to write the answer."""
         known = self._kernel.requests
-        for name, course in self._courses.items():
-            if course.sent is None and name in known:
-                yield course
+        return (c for name, c in self._courses.items() if c.sent is None and name in known)
 
     def look(self, now: float) -> None:
         """Some time has passed."""
