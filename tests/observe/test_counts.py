@@ -31,8 +31,8 @@ def test_histograms_are_those_that_one_gets_by_adding_each(
     for rows in sheets:
         sheet = sheet_of(*[replace(OUTCOME, worker=str(w), seconds=s) for w, s in rows])
         histograms.add(counts.rows(sheet), sheet.seconds)
-        for worker, seconds in rows:
-            expected[str(worker)].append(seconds)
+        for number, seconds in rows:
+            expected[str(number)].append(seconds)
     assert list(counts.series) == list(expected)
     for worker, row in counts.series.items():
         values = expected[worker]

@@ -19,7 +19,7 @@ from paceline.observe.sheet import MOST_ROWS, Sheet, Sheets
 T = TypeVar("T")
 
 AT_ONCE = 32
-"""Requests that are told of together: they keep tokens waiting for a fifth of a millisecond."""
+"""Requests that are told of together: they keep tokens waiting for a third of a millisecond."""
 SOON_S = 0.25
 """Until those are told of that are fewer."""
 

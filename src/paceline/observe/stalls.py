@@ -130,10 +130,8 @@ class Stalls:
             self._courses = {name: c for name, c in self._courses.items() if name in known}
 
     def _track(self, worker_id: str) -> Track:
-        track = self.tracks.get(worker_id)
-        if track is None:
-            track = self.tracks[worker_id] = Track()
-        return track
+        found = self.tracks.get(worker_id)
+        return found if found is not None else self.tracks.setdefault(worker_id, Track())
 
     # Steps.
 
