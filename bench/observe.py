@@ -40,11 +40,12 @@ from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel, Settings
 from paceline.observe.cluster import Cluster
 from paceline.observe.diagnosis import Diagnosis
-from paceline.observe.ended import AT_ONCE, Over
+from paceline.observe.ended import AT_ONCE, SOON_S, Over
 from paceline.observe.factlog import FactLog
 from paceline.observe.logs import configure, request_lines
 from paceline.observe.metrics import Metrics
 from paceline.observe.otel import OpenTelemetry
+from paceline.observe.sheet import Sheets
 from paceline.observe.stalls import Stalls
 from paceline.simulator.scenario import Network, Requests, Scenario, SimTier, Workers
 from paceline.simulator.simulation import Simulation
@@ -56,6 +57,7 @@ TIERS = {
 }
 TENANTS = 6
 """Two of each tier."""
+CHAT = "/v1/chat/completions"
 WARM_S = 10.0
 """Until nearly all series are known, and the engines have their streams."""
 LOOK_S = 2.0
@@ -93,11 +95,12 @@ def collector() -> Iterator[str]:
 
 
 def recorded(rate: float, workers: int, seconds: float) -> Log:
-    """What a busy fleet's kernel is told."""
+    """What a busy fleet's kernel is told, as long as requests come: about as many end."""
     log: Log = []
 
     def note(now: float, fact: Fact, commands: list[Command]) -> None:
-        log.append((now, fact))
+        if now < seconds:
+            log.append((now, fact))
 
     kinds = [(tier, f"t{i}") for i, tier in enumerate([*TIERS] * (TENANTS // len(TIERS)))]
     each = rate / len(kinds)
@@ -121,6 +124,7 @@ class Life:
 
     def __init__(self, fact: RequestArrived, now: float) -> None:
         self.request, self.at = fact.request, now
+        self.http = SimpleNamespace(path=CHAT, headers={})
         self.sent: Dispatch | None = None
         self.sent_at = self.first_at = self.done_at = now
 
@@ -146,6 +150,7 @@ class Life:
             prompt_tokens=fact.prompt_tokens,
             cached_tokens=fact.cached_tokens,
             output_tokens=fact.output_tokens,
+            path=CHAT,
         )
 
 
@@ -164,16 +169,23 @@ class Watching:
         cluster = Cluster(kernel, self._gaps, lambda tier: 0.99, 0.0)
         facts = FactLog(folder / "facts.log", 64 * 2**20, 4, lambda continued: b"{}\n")
         self._otel = OpenTelemetry(url, sample, Random(0).random)
+        metrics = Metrics(kernel, self._gaps, GAP_BOUNDS)
+        self._sheets = Sheets()
         self._parts: dict[str, dict[str, Callable[..., object]]] = {
             "causes": {"saw": stalls.saw},
             "findings": {"look": lambda: self._loop.run_until_complete(diagnosis.refreshed())},
+            "rows for all who count": {"over": self._write_down},
             "cluster view and cost": {
-                "over": cluster.over,
+                "count": cluster.count,
                 "look": lambda: cluster.look(self._now),
             },
-            "Prometheus metrics": {"over": Metrics(kernel, self._gaps, GAP_BOUNDS).over},
+            "Prometheus metrics": {"count": metrics.count},
             "request log": {"over": said},
-            "OpenTelemetry": {"begin": self._begin, "over": self._otel.over},
+            "OpenTelemetry": {
+                "begin": self._otel.begin,
+                "over": self._otel.over,
+                "count": self._otel.count,
+            },
             "log of facts": {"saw": facts.write, "look": facts.close},
         }
         self.took: Times = defaultdict(list)
@@ -194,9 +206,13 @@ class Watching:
             self._gaps.setdefault(key, [0] * (len(GAP_BOUNDS) + 1))[10] += 5  # as the relay does
         self.tell("look", "looks")
 
-    def _begin(self, request_id: str) -> None:
-        http = SimpleNamespace(path="/v1/chat/completions", headers={})
-        self._otel.begin(request_id, http)
+    def _write_down(self, over: Over) -> None:
+        for _, outcome in over:
+            self._sheets.add(outcome)
+
+    def count(self) -> None:
+        if self._sheets:
+            self.tell("count", "requests", self._sheets.take())
 
     def close(self) -> None:
         self._loop.close()
@@ -226,20 +242,21 @@ def replay(log: Log, kernel: Kernel, watching: Watching) -> Times:
         watching.tell("saw", column, now, fact, commands)
         if isinstance(fact, RequestArrived):
             lives[fact.request.id] = Life(fact, now)
-            watching.tell("begin", column, fact.request.id)
+            watching.tell("begin", column, fact.request.id, lives[fact.request.id].http)
         elif isinstance(fact, FirstTokenSeen):
             lives[fact.request_id].first_at = fact.at
         elif isinstance(fact, StreamEnded):
             life = lives.pop(fact.request_id)
             over.append((life, life.outcome(fact, now)))
-            if len(over) == AT_ONCE:
-                watching.tell("over", column, over)
-                over.clear()
+        if len(over) == AT_ONCE or (over and now - over[0][0].done_at >= SOON_S):
+            watching.tell("over", "requests", over)
+            over.clear()
         for command in commands:
             if isinstance(command, Dispatch):
                 lives[command.request_id].dispatched(command, now)
         if now >= look_at:
             look_at = now + LOOK_S
+            watching.count()
             watching.look(now)
     return took
 

@@ -51,6 +51,7 @@ from paceline.observe.gpu_metrics import GpuMetrics
 from paceline.observe.late_metrics import LateMetrics
 from paceline.observe.losses import Losses, of_request
 from paceline.observe.metrics import Metrics
+from paceline.observe.sheet import sheet_of
 from paceline.observe.stalls import Stalls
 from paceline.observe.views import cluster_routes
 from paceline.policy.causes import Cause
@@ -532,7 +533,7 @@ def exposition() -> str:
         output_tokens=1,
         degraded_to=request,
     )
-    metrics.closed(over)
+    metrics.count(sheet_of(over))
     metrics.shed(request)
     metrics.moved(request, "it hangs")
     metrics.paused(request, "others need the room")

@@ -26,7 +26,7 @@ from paceline.kernel.log import known_workers, opening
 from paceline.observe.cluster import Cluster
 from paceline.observe.dashboard import Dashboard
 from paceline.observe.diagnosis import Diagnosis
-from paceline.observe.ended import Ended, Listener, Over
+from paceline.observe.ended import Counter, Ended, Listener, Over
 from paceline.observe.factlog import FactLog
 from paceline.observe.findings import diagnosis_routes
 from paceline.observe.gpu_metrics import GpuMetrics
@@ -86,10 +86,14 @@ class Observing:
         if self._facts is not None:
             observers.append(self._facts.write)
         host.observers = observers
-        listeners: list[Listener] = [self.metrics.over, self._cluster.over, _say]
+        listeners: list[Listener] = [_say]
+        counters: list[Counter] = [self.metrics.count, self._cluster.count]
         if self.otel is not None:
             listeners.append(self.otel.over)
-        self._ended = Ended(listeners)
+            counters.append(self.otel.count)
+        self._ended = Ended(listeners, counters)
+        if self.otel is not None:
+            self.otel.before_reading = self._ended.count
         self.metrics.before_reading = self._catch_up
         self.routes: list[Route] = [
             *diagnosis_routes(self._diagnosis),
@@ -103,7 +107,7 @@ class Observing:
 
     def _catch_up(self) -> None:
         """Somebody wants to know."""
-        self._ended.tell()
+        self._ended.count()
         self._stalls.catch_up(monotonic())
 
     def turned(self, exchange: Exchange, turn: Turn, because: str) -> None:
@@ -136,7 +140,7 @@ class Observing:
 
     async def close(self) -> None:
         """Say what has not been said yet."""
-        self._ended.tell()
+        self._ended.count()
         if self._facts is not None:
             self._facts.close()
         if self.otel is not None:
@@ -147,7 +151,7 @@ class Observing:
         while True:
             await asyncio.sleep(uniform(*LOOK_S))  # noqa: S311 (no secret)
             try:
-                self._ended.tell()
+                self._ended.count()
                 await self._diagnosis.refreshed()  # so that it is known since when a trouble lasts
                 await self._cluster.look_aside(monotonic())
             except Exception:  # what is counted is not worth a stream

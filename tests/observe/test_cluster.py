@@ -20,6 +20,7 @@ from paceline.kernel import Kernel
 from paceline.observe import cluster as module
 from paceline.observe.cluster import Cluster, Of, Snapshot
 from paceline.observe.sharing import Sketches, exported, merged_sketches
+from paceline.observe.sheet import sheet_of
 from paceline.observe.sketch import ACCURACY, LEAST, bins, middle
 from paceline.observe.summary import Engines, Figures, report
 
@@ -78,7 +79,7 @@ def test_quantiles_of_several_gateways_are_those_of_all_requests(told: list[list
     for times in told:
         cluster = cluster_of()
         for ttft_s in times:
-            cluster.closed(replace(OUTCOME, ttft_s=ttft_s))
+            cluster.count(sheet_of(replace(OUTCOME, ttft_s=ttft_s)))
         cluster.look(1.0)
         data = msgspec.json.encode(exported(cluster.snapshot(60), at=1.0))
         sent.append(msgspec.json.decode(data, type=Sketches))
@@ -98,8 +99,10 @@ def test_sketches_of_another_version_are_refused() -> None:
 
 def test_a_fleet_can_be_asked_by_model_tier_tenant_role_node_and_worker() -> None:
     cluster = cluster_of()
-    cluster.closed(OUTCOME)
-    cluster.closed(replace(LATE, request=replace(REQUEST, tenant="beta", tier="low"), worker="w1"))
+    cluster.count(sheet_of(OUTCOME))
+    cluster.count(
+        sheet_of(replace(LATE, request=replace(REQUEST, tenant="beta", tier="low"), worker="w1"))
+    )
     cluster.look(1.0)
     snapshot = cluster.snapshot(10)
     for by, known in (
@@ -120,7 +123,7 @@ def test_a_fleet_can_be_asked_by_model_tier_tenant_role_node_and_worker() -> Non
 def test_burn_is_the_share_of_broken_promises_over_what_the_tier_allows() -> None:
     cluster = cluster_of()
     for outcome in [OUTCOME] * 8 + [LATE] * 2:
-        cluster.closed(outcome)
+        cluster.count(sheet_of(outcome))
     cluster.look(1.0)
     told = asked(cluster.snapshot(10))["total"]
     assert told["attainment"] == pytest.approx(0.8)
@@ -129,10 +132,10 @@ def test_burn_is_the_share_of_broken_promises_over_what_the_tier_allows() -> Non
 
 def test_what_ended_badly_is_broken_and_gives_no_times() -> None:
     cluster = cluster_of()
-    cluster.closed(replace(OUTCOME, status=429, error="no room", worker=""))
-    cluster.closed(replace(OUTCOME, status=502, error="it died"))
-    cluster.closed(replace(OUTCOME, status=499, error="the client left"))
-    cluster.closed(replace(OUTCOME, status=200, error="the client left"))
+    cluster.count(sheet_of(replace(OUTCOME, status=429, error="no room", worker="")))
+    cluster.count(sheet_of(replace(OUTCOME, status=502, error="it died")))
+    cluster.count(sheet_of(replace(OUTCOME, status=499, error="the client left")))
+    cluster.count(sheet_of(replace(OUTCOME, status=200, error="the client left")))
     cluster.look(1.0)
     told = asked(cluster.snapshot(10))["total"]
     assert (told["requests"], told["kept"]) == (4, 0)
@@ -143,7 +146,7 @@ def test_what_ended_badly_is_broken_and_gives_no_times() -> None:
 @pytest.mark.parametrize("window_s", module.WINDOWS)
 def test_a_window_forgets_what_is_older_and_longer_ones_remember(window_s: int) -> None:
     cluster, slot_s = cluster_of(), module.slot_s(window_s)
-    cluster.closed(OUTCOME)
+    cluster.count(sheet_of(OUTCOME))
     forgotten_at = int(window_s + 2 * slot_s)
     shown = {window_s // 2, int(window_s - slot_s), forgotten_at}
     for second in range(1, forgotten_at + 1):
@@ -156,7 +159,7 @@ def test_a_window_forgets_what_is_older_and_longer_ones_remember(window_s: int) 
 def test_memory_is_bounded_in_time() -> None:
     cluster = cluster_of()
     for second in range(1, 4500, 2):
-        cluster.closed(OUTCOME)
+        cluster.count(sheet_of(OUTCOME))
         cluster.look(float(second))
     slots = [slot for level in cluster._levels for slot in level.slots]
     assert len(slots) <= sum(count for _, count in module.LEVELS)
@@ -168,7 +171,7 @@ def test_too_many_tenants_are_counted_as_one(monkeypatch: pytest.MonkeyPatch) ->
     cluster = cluster_of()
     for i in range(50):
         tenant = replace(REQUEST, tenant=f"t{i}")
-        cluster.closed(replace(OUTCOME, request=tenant, worker=f"w{i % 2}"))
+        cluster.count(sheet_of(replace(OUTCOME, request=tenant, worker=f"w{i % 2}")))
     cluster.look(1.0)
     assert len(cluster.cells.of) <= 6 + 2
     found = groups(asked(cluster.snapshot(10), by=["tenant"]))
@@ -179,12 +182,12 @@ def test_too_many_tenants_are_counted_as_one(monkeypatch: pytest.MonkeyPatch) ->
 def test_tenants_that_are_gone_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CELLS", 6)
     cluster = cluster_of()
-    cluster.closed(OUTCOME)
-    cluster.closed(replace(OUTCOME, request=replace(REQUEST, tenant="gone")))
+    cluster.count(sheet_of(OUTCOME))
+    cluster.count(sheet_of(replace(OUTCOME, request=replace(REQUEST, tenant="gone"))))
     for second in range(1, 9000, 61):
         cluster.look(float(second))
-        cluster.closed(OUTCOME)
-    cluster.closed(replace(OUTCOME, request=replace(REQUEST, tenant="new")))
+        cluster.count(sheet_of(OUTCOME))
+    cluster.count(sheet_of(replace(OUTCOME, request=replace(REQUEST, tenant="new"))))
     cluster.look(9001.0)
     assert set(groups(asked(cluster.snapshot(3600), by=["tenant"]))) == {("acme",), ("new",)}
 
@@ -210,7 +213,7 @@ def test_gaps_are_those_since_the_last_look_and_survive_a_worker() -> None:
 def test_what_engines_say_stands_beside_it_where_they_can_be_told_apart() -> None:
     kernel = fleet()
     cluster = cluster_of(kernel)
-    cluster.closed(OUTCOME)
+    cluster.count(sheet_of(OUTCOME))
     cluster.look(1.0)
     kernel.handle(WorkerReported("w0", WorkerReport(True, preemptions_total=3.0)), 1.0)
     cluster.look(2.0)
@@ -228,7 +231,7 @@ def test_many_groups_are_cut_and_the_rest_is_one() -> None:
     cluster = cluster_of()
     for i in range(300):
         for _ in range(1 + (i < 5)):
-            cluster.closed(replace(OUTCOME, request=replace(REQUEST, tenant=f"t{i}")))
+            cluster.count(sheet_of(replace(OUTCOME, request=replace(REQUEST, tenant=f"t{i}"))))
     cluster.look(1.0)
     told = asked(cluster.snapshot(10), by=["tenant"])
     assert len(told["groups"]) == 257

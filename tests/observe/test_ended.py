@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from paceline.kernel import Kernel
 from paceline.observe.ended import AT_ONCE, SOON_S, Ended, Over
 from paceline.observe.metrics import Metrics
+from paceline.observe.sheet import MOST_ROWS
 
 LIFE = SimpleNamespace(sent_at=0.1, first_at=0.2, done_at=1.0)
 
@@ -74,9 +75,19 @@ def test_a_bug_in_one_who_listens_costs_the_others_nothing() -> None:
 
 def test_whoever_reads_the_metrics_finds_the_request_that_has_just_ended() -> None:
     metrics = Metrics(Kernel(), {}, [0.1])
-    ended = Ended([metrics.over])
-    metrics.before_reading = ended.tell
+    ended = Ended([], [metrics.count])
+    metrics.before_reading = ended.count
     end(ended, 1)
     families = text_string_to_metric_families(metrics.text().decode())
     (requests,) = [family for family in families if family.name == "paceline_requests"]
     assert [sample.value for sample in requests.samples] == [1.0]
+
+
+def test_a_full_sheet_is_counted_though_nobody_asks() -> None:
+    counted: list[int] = []
+    ended = Ended([], [lambda sheet: counted.append(len(sheet.who))])
+    end(ended, MOST_ROWS + AT_ONCE)
+    assert counted == [MOST_ROWS]
+    ended.count()
+    ended.count()
+    assert counted == [MOST_ROWS, AT_ONCE]

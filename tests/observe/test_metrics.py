@@ -21,6 +21,7 @@ from paceline.domain.request import Request
 from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel import Kernel
 from paceline.observe.metrics import Metrics
+from paceline.observe.sheet import sheet_of
 
 REQUEST = Request("r", "m", "acme", "premium", Promise(0.5, 0.04))
 OUTCOME = Outcome(
@@ -63,7 +64,9 @@ def test_a_degraded_request_counts_for_the_tier_that_it_asked_for() -> None:
     kernel = Kernel()
     kernel.handle(WorkerAdded(Worker("w", "m", "http://w")), 0.0)
     metrics = metrics_of(kernel)
-    metrics.closed(replace(OUTCOME, degraded_to=replace(REQUEST, tier="standard", model="small")))
+    metrics.count(
+        sheet_of(replace(OUTCOME, degraded_to=replace(REQUEST, tier="standard", model="small")))
+    )
     assert samples(metrics, "requests_total") == {("m", "200", "acme", "premium", "w"): 1}
     assert samples(metrics, "promises_kept_total") == {("m", "premium", "w"): 1}
     assert samples(metrics, "degraded_total") == {("m", "premium", "small", "standard"): 1}
@@ -133,8 +136,8 @@ def test_tenants_beyond_those_that_have_names_are_counted_as_one() -> None:
     refused = {f"t{i}": 1 for i in range(10)}
     metrics = Metrics(kernel, {}, [0.1], lambda: refused, max_tenants=3)
     for i in range(10):
-        metrics.closed(replace(OUTCOME, request=replace(REQUEST, tenant=f"t{i}")))
-    metrics.closed(replace(OUTCOME, request=replace(REQUEST, tenant="t0")))
+        metrics.count(sheet_of(replace(OUTCOME, request=replace(REQUEST, tenant=f"t{i}"))))
+    metrics.count(sheet_of(replace(OUTCOME, request=replace(REQUEST, tenant="t0"))))
     by_tenant = {labels[2]: value for labels, value in samples(metrics, "requests_total").items()}
     assert by_tenant == {"t0": 2, "t1": 1, "t2": 1, "other": 7}
     assert samples(metrics, "quota_refusals_total")[("other",)] == 7

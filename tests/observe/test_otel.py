@@ -26,14 +26,16 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from structlog.testing import capture_logs
 
+from paceline.domain.outcome import Outcome
 from paceline.observe.otel import OpenTelemetry
+from paceline.observe.sheet import sheet_of
 
 CHAT = "/v1/chat/completions"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{PARENT}-01"
 REQUEST = replace(outcomes.REQUEST, id="r1", max_tokens=100)
 OUTCOME = replace(
-    outcomes.OUTCOME, request=REQUEST, because="least cost", ttft_s=0.2, output_tokens=40
+    outcomes.OUTCOME, path=CHAT, request=REQUEST, because="least cost", ttft_s=0.2, output_tokens=40
 )
 
 
@@ -113,6 +115,11 @@ def life(**times: float) -> Any:
     return SimpleNamespace(**{"sent_at": now - 0.9, "first_at": now - 0.8, "done_at": now} | times)
 
 
+def end(otel: OpenTelemetry, life: Any, outcome: Outcome) -> None:
+    otel.over([(life, outcome)])
+    otel.count(sheet_of(outcome))
+
+
 def told(span: Any) -> dict[str, Any]:
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}
 
@@ -121,7 +128,7 @@ def test_a_request_is_one_span_with_what_befell_it(server: Server) -> None:
     otel = OpenTelemetry(server.url, sample=1.0)
     otel.begin("r1", http())
     otel.turned("r1", "moved", "the worker hangs")
-    otel.closed(life(), OUTCOME)
+    end(otel, life(), OUTCOME)
     otel.close()
     (span,) = server.spans
     attributes = told(span)
@@ -142,7 +149,7 @@ def test_a_request_is_one_span_with_what_befell_it(server: Server) -> None:
 def test_what_ended_badly_is_an_error_of_its_kind(server: Server) -> None:
     otel = OpenTelemetry(server.url, sample=1.0)
     otel.begin("r1", http())
-    otel.closed(life(first_at=0.0), replace(OUTCOME, status=502, error="it died"))
+    end(otel, life(first_at=0.0), replace(OUTCOME, status=502, error="it died"))
     otel.close()
     (span,) = server.spans
     assert told(span)["error.type"] == "502"
@@ -156,7 +163,7 @@ def test_the_clients_trace_goes_on_and_the_engine_gets_our_span_as_its_parent(
     otel = OpenTelemetry(server.url, sample=0.0)
     asked = http(traceparent=SAMPLED, tracestate="a=b")
     otel.begin("r1", asked)
-    otel.closed(life(), OUTCOME)
+    end(otel, life(), OUTCOME)
     otel.close()
     (span,) = server.spans
     assert span.trace_id.hex() == TRACE
@@ -169,7 +176,7 @@ def test_what_is_not_traced_passes_unchanged_and_costs_no_span(server: Server) -
     otel = OpenTelemetry(server.url, sample=1.0)
     not_sampled = http(traceparent=f"00-{TRACE}-{PARENT}-00")
     otel.begin("r1", not_sampled)
-    otel.closed(life(), OUTCOME)
+    end(otel, life(), OUTCOME)
     otel.close()
     assert not_sampled.headers["traceparent"].endswith("-00")
     assert server.spans == []
@@ -191,7 +198,7 @@ def test_a_trace_that_cannot_be_read_is_begun_anew(server: Server, broken: str) 
     otel = OpenTelemetry(server.url, sample=1.0)
     asked = http(traceparent=broken, tracestate="a=b")
     otel.begin("r1", asked)
-    otel.closed(life(), OUTCOME)
+    end(otel, life(), OUTCOME)
     otel.close()
     (span,) = server.spans
     assert span.parent_span_id == b""
@@ -203,7 +210,7 @@ def test_of_those_who_do_not_say_a_share_is_traced(server: Server) -> None:
     otel = OpenTelemetry(server.url, sample=0.1, chance=lambda: next(draws))
     for number in range(4):
         otel.begin(str(number), http())
-        otel.closed(life(), replace(OUTCOME, request=replace(REQUEST, id=str(number))))
+        end(otel, life(), replace(OUTCOME, request=replace(REQUEST, id=str(number))))
     otel.close()
     assert [told(span)["paceline.request_id"] for span in server.spans] == ["0", "2"]
 
@@ -212,7 +219,7 @@ def test_metrics_count_every_request_by_the_conventions(server: Server) -> None:
     otel = OpenTelemetry(server.url, sample=0.0)
     for number, outcome in enumerate([OUTCOME, OUTCOME, replace(OUTCOME, status=429, error="no")]):
         otel.begin(str(number), http())
-        otel.closed(life(), replace(outcome, request=replace(REQUEST, id=str(number))))
+        end(otel, life(), replace(outcome, request=replace(REQUEST, id=str(number))))
     otel.close()
     found = {metric.name: metric for metric in server.metrics}
     assert set(found) == {
@@ -236,7 +243,7 @@ def test_a_collector_that_is_away_costs_nothing_but_a_little_patience_at_the_end
     otel = OpenTelemetry(f"http://127.0.0.1:{free_port()}", sample=1.0)
     for number in range(50):
         otel.begin(str(number), http())
-        otel.closed(life(), replace(OUTCOME, request=replace(REQUEST, id=str(number))))
+        end(otel, life(), replace(OUTCOME, request=replace(REQUEST, id=str(number))))
     began = monotonic()
     with capture_logs() as said:
         otel.close()

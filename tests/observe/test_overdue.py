@@ -28,8 +28,8 @@ def stalls() -> Stalls:
 def test_a_request_that_waits_at_the_gateway_beyond_its_promise_is_lost_already() -> None:
     watch = stalls()
     watch.saw(0.0, RequestArrived(REQUEST), [])
-    assert overdue(watch.under_way(), 0.9) == []
-    (loss,) = overdue(watch.under_way(), 3.0)
+    assert overdue(watch.awaiting(), 0.9) == []
+    (loss,) = overdue(watch.awaiting(), 3.0)
     assert (loss.model, loss.worker, loss.cause) == ("m", "", Cause.GATEWAY_QUEUE)
     assert (loss.promises, loss.gaps, loss.seconds, loss.since) == (1, 1, 2.0, 1.0)
     assert (loss.tiers, loss.tenants) == ({"chat": 1}, {"acme": 1})
@@ -39,14 +39,14 @@ def test_a_prompt_that_waits_for_a_prefill_worker_is_lost_there() -> None:
     watch = stalls()
     watch.saw(0.0, RequestArrived(REQUEST), [])
     watch.saw(0.2, FirstTokenSeen("?", 0.2), [Prefill("r", "p", "long prompt")])
-    (loss,) = overdue(watch.under_way(), 3.0)
+    (loss,) = overdue(watch.awaiting(), 3.0)
     assert (loss.worker, loss.cause) == ("p", Cause.OWN_PREFILL)
 
 
 def test_what_an_engine_does_with_it_is_not_guessed() -> None:
     watch = stalls()
     watch.saw(0.0, RequestArrived(REQUEST), [Dispatch("r", "d", "it has room")])
-    assert overdue(watch.under_way(), 3.0) == []
+    assert overdue(watch.awaiting(), 3.0) == []
 
 
 def test_a_first_token_that_has_come_late_counts_once() -> None:
@@ -55,7 +55,7 @@ def test_a_first_token_that_has_come_late_counts_once() -> None:
     watch.saw(2.0, RequestArrived(REQUEST), [Dispatch("r", "d", "it has room")])
     watch.saw(2.1, FirstTokenSeen("r", 2.1), [])
     watch.look(5.0)
-    assert overdue(watch.under_way(), 5.0) == []
+    assert overdue(watch.awaiting(), 5.0) == []
     assert sum(loss.promises for loss in watch.losses.recent(5.0)) == 1
 
 

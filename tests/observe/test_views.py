@@ -21,6 +21,7 @@ from paceline.observe.admin import admin_app
 from paceline.observe.cluster import Cluster
 from paceline.observe.metrics import Metrics
 from paceline.observe.sharing import Sketches, merged_sketches
+from paceline.observe.sheet import sheet_of
 from paceline.observe.views import cluster_routes
 
 NOW = 1_000_000.0
@@ -39,8 +40,10 @@ def client() -> TestClient:
     cluster = Cluster(kernel, gaps, lambda tier: 0.9, 0.0)
     for second in range(1, 9):
         gaps["m", "premium", "w0"][10] += 5
-        cluster.closed(OUTCOME)
-        cluster.closed(replace(OUTCOME, request=replace(REQUEST, tenant="beta", tier="low")))
+        cluster.count(sheet_of(OUTCOME))
+        cluster.count(
+            sheet_of(replace(OUTCOME, request=replace(REQUEST, tenant="beta", tier="low")))
+        )
         cluster.look(float(second))
     views = cluster_routes(cluster, kernel, GAP_BOUNDS, lambda: NOW)
     metrics = Metrics(kernel, gaps, GAP_BOUNDS)

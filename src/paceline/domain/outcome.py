@@ -45,6 +45,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """The worker that had prefilled its prompt; empty: the one that answered."""
     prefill_s: float = 0.0
     """What that took, from sending the prompt to hearing that it is done."""
+    path: str = ""
+    """Of the endpoint that was asked."""
 
     @property
     def kept(self) -> bool:

@@ -30,4 +30,5 @@ def outcome_of(exchange: Exchange) -> Outcome:
         tally.paused,
         exchange.prefilled_at,
         exchange.prefill_s,
+        exchange.answer.path,
     )

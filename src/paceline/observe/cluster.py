@@ -2,8 +2,7 @@
 
 Each request that is over counts in one cell: its model, tier, tenant and worker. Time is cut into
 slots of 2 s; older ones are put together into slots of 10 s, and these into slots of 2 minutes, so
-that memory is bounded whatever the load. For each request one row is kept until the next look;
-all else is done for many at a time.
+that memory is bounded whatever the load. All is done for many requests at a time.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
 from paceline.observe.cost import shares
-from paceline.observe.ended import Over
-from paceline.observe.sketch import BINS, Ints
+from paceline.observe.sheet import Places, Sheet, Who
+from paceline.observe.sketch import BINS, Floats, Ints
 from paceline.observe.table import (
     MEASURES,
     OTHER,
@@ -44,7 +42,6 @@ LEVELS = ((2.0, 30), (10.0, 60), (120.0, 30))
 MAX_CELLS = 2048
 """Beyond so many, tenants count as one, or all else does too."""
 TURNED_AWAY = (429, 503)
-LEFT = 499
 
 
 class Of(NamedTuple):
@@ -89,7 +86,8 @@ class _Gaps(NamedTuple):
 class _Gathered(NamedTuple):
     """What is new since the last look."""
 
-    rows: list[Row]
+    rows: list[Floats]
+    """Of requests that are over: as `of_requests` takes them."""
     cells: Ints
     """Of which gaps are told."""
     gaps: Ints
@@ -132,10 +130,12 @@ class Cells:
         self._numbers[key] = number
         return number
 
-    def keep(self, used: set[int]) -> None:
-        """Only these are still spoken of: the numbers of the others may be given anew."""
-        for key in [key for key, number in self._numbers.items() if number not in used]:
+    def keep(self, used: set[int]) -> bool:
+        """Only these are still spoken of: the numbers of the others, if any, may be given anew."""
+        gone = [key for key, number in self._numbers.items() if number not in used]
+        for key in gone:
             self._free.append(self._numbers.pop(key))
+        return bool(gone)
 
 
 class _Level:
@@ -180,46 +180,45 @@ class Cluster:
         self._gaps = gaps
         self._attain = attain
         self._asked = asked
+        self._cell_of = Places(self._cell)
+        self._tiers: dict[str, int] = {}
+        self._tier_of = Places(lambda who: self._tiers.setdefault(who.tier, len(self._tiers)))
         self._looked_at = self._folded_at = now
         self._lock = asyncio.Lock()
         self._levels = [_Level(seconds, count, now) for seconds, count in LEVELS]
-        self._rows: list[Row] = []
+        self._rows: list[Floats] = []
         self._gaps_before = _Gaps([], np.empty((0, 0), np.int64))
         self._preemptions: dict[str, int] = {}
 
-    def over(self, ended: Over) -> None:
+    def count(self, sheet: Sheet) -> None:
         """These requests are over."""
-        for _, outcome in ended:
-            self.closed(outcome)
-
-    def closed(self, outcome: Outcome) -> None:
-        """A request is over."""
-        asked, status = outcome.request, outcome.status
-        sound = status < 400 and not outcome.error
-        kept, streams = outcome.kept, sound and asked.streaming
-        left = status == LEFT or (not sound and outcome.error == "the client left")
-        shed = status in TURNED_AWAY
-        gaps = streams and outcome.itl_s > 0
-        cell = self.cells.number(asked.model, asked.tier, asked.tenant, outcome.worker)
+        tiers = self._tier_of.of(sheet)
+        allowed = np.array([1.0 - self._attain(tier) for tier in self._tiers])
+        shed = np.isin(sheet.status, TURNED_AWAY)
         self._rows.append(
-            (
-                cell,
-                outcome.queued_s if sound else nan,
-                outcome.ttft_s if streams else nan,
-                outcome.itl_s if gaps else nan,
-                outcome.stall_s if gaps else nan,
-                1,
-                kept,
-                1.0 - self._attain(asked.tier),
-                shed,
-                not (sound or shed or left),
-                left,
-                outcome.prompt_tokens or 0,
-                outcome.cached_tokens or 0,
-                outcome.output_tokens,
-                outcome.output_tokens if kept else 0,
+            np.column_stack(
+                (
+                    self._cell_of.of(sheet),
+                    np.where(sheet.sound, sheet.queued_s, nan),
+                    np.where(sheet.streams, sheet.ttft_s, nan),
+                    np.where(sheet.gaps, sheet.itl_s, nan),
+                    np.where(sheet.gaps, sheet.stall_s, nan),
+                    np.ones(len(sheet.who)),
+                    sheet.kept,
+                    allowed[tiers],
+                    shed,
+                    ~(sheet.sound | shed | sheet.left),
+                    sheet.left,
+                    sheet.prompt_tokens,
+                    sheet.cached_tokens,
+                    sheet.output_tokens,
+                    sheet.output_tokens * sheet.kept,
+                )
             )
         )
+
+    def _cell(self, who: Who) -> int:
+        return self.cells.number(who.model, who.tier, who.tenant, who.worker)
 
     def look(self, now: float) -> None:
         """Take in what has happened since the last look. To be called every two seconds, about."""
@@ -240,8 +239,8 @@ class Cluster:
         seconds, self._looked_at = now - self._looked_at, now
         number = self.cells.number
         spent = [
-            (number(*share[:4]), share.worker_s, share.cost)
-            for share in shares(self._kernel.workers.values(), seconds, self._asked)
+            (number(s.model, s.tier, s.tenant, s.worker), s.worker_s, s.cost)
+            for s in shares(self._kernel.workers.values(), seconds, self._asked)
         ]
         return _Gathered(rows, *self._new_gaps(), spent, list(self._new_preemptions()))
 
@@ -265,7 +264,7 @@ class Cluster:
     def _fold(self, new: _Gathered, now: float) -> Ints | None:
         """Put what is new into the slots; gives the cells in use, when old ones may have gone."""
         parts = self._levels[0].parts
-        parts.append(of_requests(new.rows))
+        parts += [of_requests(rows) for rows in new.rows]
         if len(new.cells):
             parts.append(of_gaps(new.cells, new.gaps))
         parts.append(of_sums(new.spent, "worker_s", "cost"))
@@ -286,7 +285,9 @@ class Cluster:
 
     def _forget(self, used: Ints | None) -> None:
         if used is not None:
-            self.cells.keep({*used.tolist(), *(int(row[0]) for row in self._rows)})
+            new = [int(cell) for rows in self._rows for cell in rows[:, 0]]
+            if self.cells.keep({*used.tolist(), *new}):
+                self._cell_of.forget()
 
     def _new_preemptions(self) -> Iterator[Row]:
         before, self._preemptions = self._preemptions, {}

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
 from paceline.domain.request import Request
 from paceline.kernel.ledger import Entry
 from paceline.kernel.worker import WorkerState
@@ -24,7 +26,7 @@ curve_of = lru_cache(maxsize=1024)(Curve)
 """Of a worker's coefficients: they change seldom."""
 
 
-class Share(NamedTuple):
+class Share(msgspec.Struct, frozen=True, gc=False):
     """What some requests took of a worker. Without a tier: what nobody took."""
 
     model: str
@@ -47,14 +49,10 @@ def shares(
     for state in workers:
         step = present_step(state)
         spent: dict[tuple[str, str, str], float] = {}
-        for part, entries in ((step.decode, step.decoding), (step.prefill, step.prefilling)):
-            if not entries:
-                continue
-            whole_s = seconds * part / sum(entries.values())
-            for entry, weight in entries.items():
-                request = asked(entry.request)
-                key = request.model, request.tier, request.tenant
-                spent[key] = spent.get(key, 0.0) + weight * whole_s
+        for entry, part in step.parts():
+            request = asked(entry.request)
+            key = request.model, request.tier, request.tenant
+            spent[key] = spent.get(key, 0.0) + part * seconds
         if not spent:
             spent[state.worker.model, "", ""] = seconds
         per_s = state.worker.cost_per_hour / HOUR_S
@@ -68,15 +66,26 @@ class PresentStep(NamedTuple):
     decode: float
     prefill: float
     """Which part of its time is due to it."""
-    decoding: dict[Entry, float]
+    decoding: list[Entry]
     prefilling: dict[Entry, float]
-    """Whose tokens, and how many."""
+    """Whose prompt tokens, and how many."""
+
+    def parts(self) -> Iterator[tuple[Entry, float]]:
+        """Which part of its time is due to whom."""
+        if self.decoding:
+            each = self.decode / len(self.decoding)
+            for entry in self.decoding:
+                yield entry, each
+        if self.prefilling:
+            each = self.prefill / sum(self.prefilling.values())
+            for entry, tokens in self.prefilling.items():
+                yield entry, tokens * each
 
 
 def present_step(state: WorkerState) -> PresentStep:
     """What is in the step, as far as can be told; no part of anything for an idle worker."""
     ledger = state.ledger
-    decoding = {entry: 1.0 for entry in ledger.entries.values() if entry.decoding}
+    decoding = [entry for entry in ledger.entries.values() if entry.decoding]
     prefilling: dict[Entry, float] = {}
     streams = len(decoding)
     if streams < len(ledger.entries):

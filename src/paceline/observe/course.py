@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
+from types import MappingProxyType
 
 import msgspec
 
@@ -34,9 +36,9 @@ class Course(msgspec.Struct, gc=False):
     """Its own, of the prompt tokens that were then before that worker."""
     preemptions: int = 0
     """Of its worker, before that."""
-    legs: list[tuple[Mark, Mark]] = []
+    legs: tuple[tuple[Mark, Mark], ...] = ()
     """Where it decoded before."""
-    extra: Split = {}
+    extra: Mapping[Cause, float] = MappingProxyType({})
     """What was lost between workers."""
     off_at: float = inf
     """When it left the worker that had begun its answer."""
@@ -48,6 +50,10 @@ class Course(msgspec.Struct, gc=False):
     def of(self) -> tuple[str, str, str, str, str]:
         request = self.request
         return request.id, request.model, request.tier, request.tenant, self.worker
+
+    def lose(self, split: Split) -> None:
+        """So much was lost between workers."""
+        self.extra = add(dict(self.extra), split)
 
     def handed(self, worker_id: str, share: float, now: float) -> None:
         """Another worker is to prefill its prompt. Of that worker's steps nothing is seen."""
@@ -61,7 +67,7 @@ class Course(msgspec.Struct, gc=False):
         if self.handed_at < inf:
             seconds = max(at - self.handed_at, 0.0)
             own_s = self.share * seconds
-            add(self.extra, {Cause.OWN_PREFILL: own_s, Cause.OTHERS_PREFILL: seconds - own_s})
+            self.lose({Cause.OWN_PREFILL: own_s, Cause.OTHERS_PREFILL: seconds - own_s})
             self.fetched_from, self.handed_at = at, inf
             if self.sent is None:
                 self.ready_at = at

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -73,7 +73,8 @@ class Losses:
         """By model, tier, worker and cause."""
         self.late: dict[str, deque[Late]] = {}
         """By worker; those of no worker under the empty name."""
-        self._seconds: deque[_Second] = deque(maxlen=int(WINDOW_S) + 1)
+        self._newest = _Second(0)
+        self._seconds = deque([self._newest], maxlen=int(WINDOW_S) + 1)
 
     def request_over(self, now: float) -> None:
         """A request has ended, in whatever way."""
@@ -123,10 +124,10 @@ class Losses:
             loss.tenants[name] = loss.tenants.get(name, 0) + count
 
     def _second(self, now: float) -> _Second:
-        at = int(now)
-        if not self._seconds or self._seconds[-1].at < at:
-            self._seconds.append(_Second(at))
-        return self._seconds[-1]
+        if now >= self._newest.at + 1:
+            self._newest = _Second(int(now))
+            self._seconds.append(self._newest)
+        return self._newest
 
     def _of_late(self, now: float) -> Iterator[_Second]:
         return (second for second in self._seconds if second.at > now - WINDOW_S)
@@ -146,8 +147,10 @@ class Losses:
                 found.seconds += loss.seconds
                 found.gaps += loss.gaps
                 found.promises += loss.promises
-                found.tiers = dict(Counter(found.tiers) + Counter(loss.tiers))
-                found.tenants = dict(Counter(found.tenants) + Counter(loss.tenants))
+                for name, count in loss.tiers.items():
+                    found.tiers[name] = found.tiers.get(name, 0) + count
+                for name, count in loss.tenants.items():
+                    found.tenants[name] = found.tenants.get(name, 0) + count
         return list(sums.values())
 
     def forget(self, workers: Iterable[str]) -> None:

@@ -14,13 +14,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from paceline.domain.outcome import Outcome
 from paceline.domain.request import Request
 from paceline.kernel import Kernel
 from paceline.kernel.blocks import BlockIndex
 from paceline.kernel.worker import WorkerState
-from paceline.observe.ended import Over
 from paceline.observe.request_metrics import LABELS, RequestMetrics
+from paceline.observe.sheet import Places, Sheet, Who
 from paceline.observe.table import OTHER
 
 INFO = ("model", "worker", "node", "kind", "role", "transfer")
@@ -50,12 +49,11 @@ class Metrics:
         """
         self._kernel = kernel
         self._tenants = _Tenants(max_tenants)
-        self._models: set[str] = set()
-        """Of which some request is over."""
+        self._models = Places(self._model)
         self.before_reading: Callable[[], object] = lambda: None
         """To be called first: whoever tells of requests may have some left to tell of."""
         self._registry = registry = CollectorRegistry()
-        self._ended = RequestMetrics()
+        self._ended = RequestMetrics(self._tenants.label)
         registry.register(self._ended)
         self._retries = Counter(
             "paceline_retries", "Dispatches after the first one.", ("model",), registry=registry
@@ -112,23 +110,23 @@ class Metrics:
         """A request leaves its worker for others."""
         self._pauses.labels(request.model, request.tier, because).inc()
 
-    def over(self, ended: Over) -> None:
+    def count(self, sheet: Sheet) -> None:
         """These requests are over."""
-        for _, outcome in ended:
-            self.closed(outcome)
+        self._ended.count(sheet)
+        self._models.of(sheet)
+        rare = sheet.rare > 0.0
+        for number, retries in zip(sheet.who[rare].tolist(), sheet.retries[rare], strict=True):
+            who = sheet.whos[number]
+            self._retries.labels(who.model).inc(retries)
+            if who.prefilled_at:
+                self._shared.labels(who.model, who.prefilled_at, who.worker).inc()
+            if who.degraded_to is not None:
+                self._degraded.labels(who.model, who.tier, *who.degraded_to).inc()
 
-    def closed(self, outcome: Outcome) -> None:
-        """A request is over."""
-        request = outcome.request
-        self._ended.closed(outcome, self._tenants.label(request.tenant))
-        if outcome.prefilled_at:
-            self._shared.labels(request.model, outcome.prefilled_at, outcome.worker).inc()
-        if outcome.attempts > 1 or request.model not in self._models:
-            self._models.add(request.model)
-            self._retries.labels(request.model).inc(max(outcome.attempts - 1, 0))
-        if (given := outcome.degraded_to) is not None:
-            to = (given.model, given.tier)
-            self._degraded.labels(request.model, request.tier, *to).inc()
+    def _model(self, who: Who) -> int:
+        """A model's retries are told from its first request on, at 0."""
+        self._retries.labels(who.model)
+        return 0
 
     def text(self) -> bytes:
         """The exposition. It has the series of workers that are gone for one last time."""

@@ -10,51 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 from collections.abc import Callable
 from math import inf
 from random import random
-from time import monotonic, time_ns
+from time import monotonic
 from typing import Protocol
 
 import structlog
-from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import (
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-)
 
 from paceline import __version__
-from paceline.domain.outcome import Outcome
-from paceline.observe.ended import Life, Over
-from paceline.observe.otel_metrics import GenAiMetrics, attributes
+from paceline.observe.ended import Over
+from paceline.observe.otel_metrics import GenAiMetrics
+from paceline.observe.spans import HEADER, STATE, Trace, begun, parent_of, span
 
 log = structlog.get_logger("paceline")
 
-PARENT = re.compile(
-    r"(?!ff|00-.{52}.)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
-)
-"""W3C trace context, section 3.2: later versions may say more, no trace or span is number 0."""
-HEADER = "traceparent"
-OPERATIONS = {
-    "/v1/chat/completions": "chat",
-    "/v1/messages": "chat",
-    "/v1/responses": "chat",
-    "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
-}
 METRICS_S = 15.0
 """Between two exports of metrics."""
 COMPLAINT_S = 600.0
@@ -82,84 +58,40 @@ class OpenTelemetry:
         )
         self._sample = sample
         self._chance = chance
-        exporter = OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=PATIENCE_S)
-        self._provider = TracerProvider(
-            sampler=ALWAYS_ON, resource=self._resource, shutdown_on_exit=False
+        self._spans = BatchSpanProcessor(
+            OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=PATIENCE_S)
         )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
-        self._tracer = self._provider.get_tracer("paceline", __version__)
         self._exporter = OTLPMetricExporter(endpoint=f"{base}/v1/metrics", timeout=PATIENCE_S)
         self._scope = InstrumentationScope("paceline", __version__)
         self._metrics = GenAiMetrics()
-        self._open: dict[str, tuple[str, Span | None]] = {}
-        """Of requests under way: the operation, and the span of those that are traced."""
+        self.count = self._metrics.count
+        self.before_reading: Callable[[], object] = lambda: None
+        """To be called first: whoever counts may have something left to count."""
+        self._traces: dict[str, Trace] = {}
+        """Of requests under way, those that are traced."""
 
     # What happens to a request.
 
     def begin(self, request_id: str, http: Http) -> None:
         """A request comes in: decide whether it is traced, and have its engine know."""
-        operation = OPERATIONS.get(http.path, "other")
-        self._open[request_id] = operation, self._span(http.headers)
-
-    def _span(self, headers: dict[str, str]) -> Span | None:
-        parent_said = headers.get(HEADER)
-        told = PARENT.fullmatch(parent_said) if parent_said is not None else None
-        if told is None:
-            headers.pop(HEADER, None)  # as the standard wants it of one that cannot be read
-            headers.pop("tracestate", None)
-        if not (int(told[3], 16) & 1 if told else self._chance() < self._sample):
-            return None
-        context = None
-        if told is not None:
-            parent = SpanContext(int(told[1], 16), int(told[2], 16), True, TraceFlags(1))
-            context = trace.set_span_in_context(NonRecordingSpan(parent))
-        span = self._tracer.start_span("request", context, SpanKind.SERVER)
-        ours = span.get_span_context()
-        headers[HEADER] = f"00-{ours.trace_id:032x}-{ours.span_id:016x}-01"
-        return span
+        headers, parent = http.headers, None
+        if HEADER in headers or STATE in headers:
+            parent = parent_of(headers)
+        if self._chance() < self._sample if parent is None else parent.trace_flags.sampled:
+            self._traces[request_id] = begun(headers, parent)
 
     def turned(self, request_id: str, turn: str, because: str) -> None:
         """It was moved, paused or turned away."""
-        _, span = self._open.get(request_id, ("", None))
-        if span is not None:
-            span.add_event(turn, {"paceline.because": because})
+        trace = self._traces.get(request_id)
+        if trace is not None:
+            trace.turned(turn, because)
 
     def over(self, ended: Over) -> None:
         """These requests are over."""
         for life, outcome in ended:
-            self.closed(life, outcome)
-
-    def closed(self, life: Life, outcome: Outcome) -> None:
-        """It is over."""
-        found = self._open.pop(outcome.request.id, None)
-        if found is None:
-            return
-        operation, span = found
-        error = error_type(outcome)
-        self._metrics.closed(operation, outcome, error)
-        if span is not None:
-            self._end(span, life, outcome, operation, error)
-
-    def _end(self, span: Span, life: Life, outcome: Outcome, operation: str, error: str) -> None:
-        request, to_ns = outcome.request, time_ns() - int(monotonic() * 1e9)
-
-        def unix_ns(at: float) -> int:
-            return to_ns + int(at * 1e9)
-
-        span.update_name(f"{operation} {request.model}")
-        span.set_attributes(attributes(operation, request.model, error))
-        span.set_attributes(
-            {name: value for name, value in details(outcome).items() if value not in (None, "")}
-        )
-        if life.sent_at:
-            span.add_event(
-                "dispatched", {"paceline.queued_s": outcome.queued_s}, unix_ns(life.sent_at)
-            )
-        if life.first_at:
-            span.add_event("first token", None, unix_ns(life.first_at))
-        if error:
-            span.set_status(Status(StatusCode.ERROR, outcome.error))
-        span.end(unix_ns(life.done_at))
+            trace = self._traces.pop(outcome.request.id, None)
+            if trace is not None:
+                self._spans.on_end(span(trace, life, outcome, self._resource, self._scope))
 
     # From start to end.
 
@@ -168,22 +100,25 @@ class OpenTelemetry:
         while True:
             await asyncio.sleep(METRICS_S)
             try:
-                await asyncio.to_thread(self._export)
+                await asyncio.to_thread(self._export, self._data())
             except Exception:  # metrics are not worth a stream
                 log.exception("metrics were not exported")
 
-    def _export(self) -> None:
-        data = self._metrics.data(self._resource, self._scope)
+    def _data(self) -> MetricsData:
+        self.before_reading()
+        return self._metrics.data(self._resource, self._scope)
+
+    def _export(self, data: MetricsData) -> None:
         if data.resource_metrics[0].scope_metrics[0].metrics:
             self._exporter.export(data, timeout_millis=PATIENCE_S * 1e3)
 
     def close(self) -> None:
         """Export what is left, if the collector takes it soon."""
         with contextlib.suppress(Exception):  # nobody is left to hear of it
-            self._export()
-        self._provider.force_flush(int(PATIENCE_S * 1e3))
+            self._export(self._data())
+        self._spans.force_flush(int(PATIENCE_S * 1e3))
         self._exporter.shutdown()
-        self._provider.shutdown()
+        self._spans.shutdown()  # type: ignore[no-untyped-call]
 
 
 class _Complaints(logging.Handler):
@@ -202,37 +137,3 @@ class _Complaints(logging.Handler):
         if monotonic() - self._said_at > COMPLAINT_S:
             self._said_at = monotonic()
             log.warning("traces or metrics are lost", because=record.getMessage()[:300])
-
-
-def error_type(outcome: Outcome) -> str:
-    """What went wrong, in few words; empty if nothing did."""
-    if outcome.status >= 400:
-        return str(outcome.status)
-    return "broken_stream" if outcome.error else ""
-
-
-def details(outcome: Outcome) -> dict[str, str | int | float | bool | None]:
-    """What else is known of a request. No word of a prompt or an answer is among it."""
-    request, given, predicted = outcome.request, outcome.degraded_to, outcome.predicted
-    return {
-        "gen_ai.request.max_tokens": request.max_tokens,
-        "gen_ai.response.model": (given or request).model,
-        "gen_ai.usage.input_tokens": outcome.prompt_tokens,
-        "gen_ai.usage.output_tokens": outcome.output_tokens,
-        "gen_ai.usage.cache_read.input_tokens": outcome.cached_tokens,
-        "http.response.status_code": outcome.status,
-        "server.address": outcome.worker,
-        "paceline.request_id": request.id,
-        "paceline.tenant": request.tenant,
-        "paceline.tier": request.tier,
-        "paceline.to_tier": given.tier if given is not None else None,
-        "paceline.worker": outcome.worker,
-        "paceline.kept": outcome.kept,
-        "paceline.because": outcome.because,
-        "paceline.attempts": outcome.attempts,
-        "paceline.ttft_s": outcome.ttft_s,
-        "paceline.itl_s": outcome.itl_s,
-        "paceline.stall_s": outcome.stall_s,
-        "paceline.predicted_ttft_s": predicted.ttft_s if predicted else None,
-        "paceline.predicted_itl_s": predicted.itl_s if predicted else None,
-    }

@@ -1,20 +1,20 @@
-"""How many requests, how many tokens, how soon? Counted for Prometheus at a µs a request.
+"""How many requests, how many tokens, how soon? Counted for Prometheus many requests at a time.
 
-The library's own counters look every value up under a lock, and its histograms walk their buckets:
-12 µs a request. Here they are plain numbers, put into the library's families when it asks.
+What is counted is put into the library's families when it asks.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
+import numpy as np
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from paceline.domain.outcome import Outcome
+from paceline.observe.counts import Counts
+from paceline.observe.sheet import Sheet, Who
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 ITL_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
@@ -22,78 +22,67 @@ LABELS = ("model", "tier", "worker")
 
 Labels = tuple[str, str, str]
 """Model, tier and worker."""
-Key = tuple[str, str, str, str, int]
+Key = tuple[str, str, str, str, str]
 """The same, then tenant and status."""
 
-
-class Histogram:
-    """How often something took how long."""
-
-    __slots__ = ("bounds", "counts", "seconds")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.seconds += seconds
-
-
-class _Answers:
-    """What a worker's sound answers to one tier come to."""
-
-    __slots__ = ("cached", "itl", "kept", "output", "prompt", "queue", "stall", "ttft")
-
-    def __init__(self) -> None:
-        self.kept = self.prompt = self.cached = self.output = 0
-        self.queue, self.ttft, self.stall = (Histogram(SECONDS) for _ in range(3))
-        self.itl = Histogram(ITL_SECONDS)
+DIRECTIONS = ("prompt", "cached", "output")
+"""Of tokens."""
+HISTOGRAMS = (
+    ("paceline_queue_seconds", "From arrival until sent to the worker.", SECONDS),
+    ("paceline_time_to_first_token_seconds", "From arrival to the first token.", SECONDS),
+    (
+        "paceline_request_inter_token_latency_seconds",
+        "A request's mean gap between tokens.",
+        ITL_SECONDS,
+    ),
+    ("paceline_worst_stall_seconds", "A request's worst gap between tokens.", SECONDS),
+)
+"""Name, text and bounds of each."""
 
 
 class RequestMetrics(Collector):
     """All requests since the start, but for those of workers that are gone."""
 
-    def __init__(self) -> None:
-        self._requests: dict[Key, int] = {}
-        self._answers: dict[Labels, _Answers] = {}
+    def __init__(self, named: Callable[[str], str]) -> None:
+        """`named`: what a tenant is called in labels."""
 
-    def closed(self, outcome: Outcome, tenant: str) -> None:
-        """A request is over. `tenant`: as it is called in labels."""
-        request, status = outcome.request, outcome.status
-        labels = request.model, request.tier, outcome.worker
-        key = (*labels, tenant, status)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        found = self._answers.get(labels)
-        if found is None:
-            found = self._answers[labels] = _Answers()
-        if status >= 400 or outcome.error:
-            return
-        if outcome.kept:
-            found.kept += 1
-        found.prompt += outcome.prompt_tokens or 0
-        found.cached += outcome.cached_tokens or 0
-        found.output += outcome.output_tokens
-        found.queue.add(outcome.queued_s)
-        if request.streaming:
-            found.ttft.add(outcome.ttft_s)
-            if outcome.itl_s:
-                found.itl.add(outcome.itl_s)
-                found.stall.add(outcome.stall_s)
+        def key(who: Who) -> Key:
+            return who.model, who.tier, who.worker, named(who.tenant), str(who.status)
+
+        def labels(who: Who) -> Labels:
+            return who.model, who.tier, who.worker
+
+        self._requests = Counts(key, 1)
+        self._answers = Counts(labels, 1 + len(DIRECTIONS), [bounds for _, _, bounds in HISTOGRAMS])
+        """Of sound answers: promises kept, tokens by direction."""
+
+    def count(self, sheet: Sheet) -> None:
+        """These requests are over."""
+        rows = self._requests.rows(sheet)
+        np.add.at(self._requests.sums[0], rows, 1.0)
+        answers, sound, streams, gaps = self._answers, sheet.sound, sheet.streams, sheet.gaps
+        rows = answers.rows(sheet)
+        told = sheet.kept, sheet.prompt_tokens, sheet.cached_tokens, sheet.output_tokens
+        for sums, column in zip(answers.sums, told, strict=True):
+            np.add.at(sums, rows[sound], column[sound])
+        queue, ttft, itl, stall = answers.histograms
+        queue.add(rows[sound], sheet.queued_s[sound])
+        ttft.add(rows[streams], sheet.ttft_s[streams])
+        itl.add(rows[gaps], sheet.itl_s[gaps])
+        stall.add(rows[gaps], sheet.stall_s[gaps])
 
     def forget(self, gone: Callable[[str], bool]) -> None:
         """Of these workers nothing more is told."""
-        self._requests = {key: n for key, n in self._requests.items() if not gone(key[2])}
-        self._answers = {key: a for key, a in self._answers.items() if not gone(key[2])}
+        self._requests.forget(lambda key: gone(key[2]))
+        self._answers.forget(lambda labels: gone(labels[2]))
 
     def collect(self) -> Iterator[Metric]:
         labels = ("model", "tier", "worker", "tenant", "status")
         requests = CounterMetricFamily(
             "paceline_requests", "Requests that are over.", labels=labels
         )
-        for (*of, status), count in self._requests.items():
-            requests.add_metric((*of, str(status)), count)
+        for key, row in self._requests.series.items():
+            requests.add_metric(key, self._requests.sums[0, row])
         yield requests
         kept = CounterMetricFamily(
             "paceline_promises_kept", "Requests whose promise was kept.", labels=LABELS
@@ -103,33 +92,22 @@ class RequestMetrics(Collector):
             "Tokens, by direction: prompt, cached (of the prompt), output.",
             labels=(*LABELS, "direction"),
         )
-        for who, found in self._answers.items():
-            kept.add_metric(who, found.kept)
-            for direction in ("prompt", "cached", "output"):
-                tokens.add_metric((*who, direction), getattr(found, direction))
+        answers = self._answers
+        for who, row in answers.series.items():
+            promises, *counts = answers.sums[:, row].tolist()
+            kept.add_metric(who, promises)
+            for direction, count in zip(DIRECTIONS, counts, strict=True):
+                tokens.add_metric((*who, direction), count)
         yield kept
         yield tokens
-        for name, (metric, text) in HISTOGRAMS.items():
+        for (metric, text, bounds), told in zip(HISTOGRAMS, answers.histograms, strict=True):
             family = HistogramMetricFamily(metric, text, labels=LABELS)
-            for who, found in self._answers.items():
-                histogram: Histogram = getattr(found, name)
-                family.add_metric(who, *_told(histogram))
+            for who, row in answers.series.items():
+                buckets = _cumulative(bounds, told.counts[row].tolist())
+                family.add_metric(who, buckets, told.seconds[row])
             yield family
 
 
-def _told(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-    names = [*map(floatToGoString, histogram.bounds), "+Inf"]
-    buckets = [(n, float(c)) for n, c in zip(names, accumulate(histogram.counts), strict=True)]
-    return buckets, histogram.seconds
-
-
-HISTOGRAMS: Mapping[str, tuple[str, str]] = {
-    "queue": ("paceline_queue_seconds", "From arrival until sent to the worker."),
-    "ttft": ("paceline_time_to_first_token_seconds", "From arrival to the first token."),
-    "itl": (
-        "paceline_request_inter_token_latency_seconds",
-        "A request's mean gap between tokens.",
-    ),
-    "stall": ("paceline_worst_stall_seconds", "A request's worst gap between tokens."),
-}
-"""Name and text of each."""
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    names = [*map(floatToGoString, bounds), "+Inf"]
+    return [(name, float(count)) for name, count in zip(names, accumulate(counts), strict=True)]

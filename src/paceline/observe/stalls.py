@@ -9,7 +9,7 @@ work is done for a token, and little for one that is in time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import Any
 
@@ -105,9 +105,10 @@ class Stalls:
         """The event loop came to what was due so many seconds late."""
         self.lags.add(at, seconds)
 
-    def under_way(self) -> list[Course]:
+    def awaiting(self) -> Iterator[Course]:
+        """Those that no worker has, to write the answer."""
         known = self._kernel.requests
-        return [course for name, course in self._courses.items() if name in known]
+        return (c for name, c in self._courses.items() if c.sent is None and name in known)
 
     def look(self, now: float) -> None:
         """Some time has passed."""
@@ -129,10 +130,8 @@ class Stalls:
             self._courses = {name: c for name, c in self._courses.items() if name in known}
 
     def _track(self, worker_id: str) -> Track:
-        track = self.tracks.get(worker_id)
-        if track is None:
-            track = self.tracks[worker_id] = Track()
-        return track
+        found = self.tracks.get(worker_id)
+        return found if found is not None else self.tracks.setdefault(worker_id, Track())
 
     # Steps.
 
@@ -207,7 +206,9 @@ class Stalls:
         request = fact.request
         if request.id not in self._courses:
             self._courses[request.id] = Course(request, now, now)
-        self._floor_s = min(self._floor_s, late_after_s(request.promise))
+        late_s = late_after_s(request.promise)
+        if late_s < self._floor_s:
+            self._floor_s = late_s
 
     def _commanded(self, command: Command, now: float) -> None:
         course = self._courses.get(command.request_id)
@@ -260,7 +261,7 @@ class Stalls:
         course.begun = mark = track.timeline.mark(fact.at)
         course.preemptions = track.state.preemptions if track.state is not None else 0
         if course.off_at < inf:  # its answer goes on
-            add(course.extra, {course.off_because: max(fact.at - course.off_at, 0.0)})
+            course.lose({course.off_because: max(fact.at - course.off_at, 0.0)})
         elif not course.legs:
             self._came(course, track, mark)
         course.off_at, course.off_because = inf, Cause.LOST_WORKER
@@ -426,10 +427,10 @@ class Stalls:
         timeline = track.timeline
         if course.begun is not None:
             end = timeline.mark(now)
-            course.legs.append((course.begun, end))
+            course.legs += ((course.begun, end),)
             course.off_at = min(max(timeline.reached, course.begun.at), now)
         elif course.sent is not None:
-            add(course.extra, {course.off_because: max(now - course.sent.at, 0.0)})
+            course.lose({course.off_because: max(now - course.sent.at, 0.0)})
         course.ready_at, course.begun, course.sent = now, None, None
 
     def _left(self, fact: ClientLeft, now: float) -> None:

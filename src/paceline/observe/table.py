@@ -41,7 +41,7 @@ OTHER = "other"
 """Whoever is one too many to be counted by name."""
 
 Row = tuple[float, ...]
-"""A request that is over: its cell, its measures (not a number: nothing measured), its sums."""
+"""A cell, and what is added to some of its sums."""
 
 
 class Table(NamedTuple):
@@ -62,17 +62,17 @@ EMPTY = Table(
 )
 
 
-def of_requests(rows: Sequence[Row]) -> Table:
-    """What these requests come to."""
-    if not rows:
-        return EMPTY
-    told = np.array(rows)
+def of_requests(told: Floats) -> Table:
+    """What these requests come to.
+
+    Of each a row: its cell, its measures (not a number: nothing measured), its sums.
+    """
     cells = told[:, 0].astype(np.int64)
     measured = told[:, 1 : 1 + TIMED]
     series = cells[:, None] * len(MEASURES) + np.arange(TIMED)
     known = ~np.isnan(measured)
     codes, counts = np.unique(series[known] * BINS + bins(measured[known]), return_counts=True)
-    sums = np.zeros((len(rows), len(SUMS)))
+    sums = np.zeros((len(told), len(SUMS)))
     sums[:, :OF_A_REQUEST] = told[:, 1 + TIMED :]
     return Table(codes, counts, *_summed(cells, sums))
 

@@ -7,10 +7,10 @@ only once the steps up to it are settled, a step or some later.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from math import inf
 from operator import add
+from struct import Struct
 
 import msgspec
 
@@ -47,14 +47,16 @@ FADE = 0.95
 MOST_FADED = 20
 """Steps told in one count for so many at most."""
 
+_SUMS = Struct(f"{len(NOTHING)}d")
+
 
 class Mark(msgspec.Struct, gc=False):
     """A moment, and the sums up to it once they are known."""
 
     at: float
-    before: array[float] | None = None
+    before: bytes | None = None
     """The sums when the step that it is in began, in one piece, as they are kept for long..."""
-    after: array[float] | None = None
+    after: bytes | None = None
     """...and when that ended."""
     share: float = 1.0
     """Of that step, up to the moment."""
@@ -65,7 +67,8 @@ class Mark(msgspec.Struct, gc=False):
         before, after, share = self.before, self.after, self.share
         if before is None or after is None:
             return None
-        return [b + share * (a - b) for b, a in zip(before, after, strict=True)]
+        began, ended = _SUMS.unpack(before), _SUMS.unpack(after)
+        return [b + share * (a - b) for b, a in zip(began, ended, strict=True)]
 
 
 class LateStep(msgspec.Struct):
@@ -106,7 +109,7 @@ class Timeline:
         """A moment that matters; in order of time, or nearly."""
         mark = Mark(at)
         if at <= self.reached:
-            mark.before = mark.after = array("d", self.sums)
+            mark.before = mark.after = _SUMS.pack(*self.sums)
         else:
             self._marks.append(mark)
         return mark
@@ -115,7 +118,7 @@ class Timeline:
         """A step is settled, `late_s` from when on it is late."""
         marks, ended_at = self._marks, step.ended_at
         self.reached = ended_at
-        before = array("d", self.sums) if marks and marks[0].at <= ended_at else None
+        before = _SUMS.pack(*self.sums) if marks and marks[0].at <= ended_at else None
         plain = not (step.prefill or step.idle or step.spoiled or lag_s or self.late)
         if plain and step.count == 1 and step.seconds <= late_s and step.each < 1.5:
             self._decoded(step)
@@ -139,9 +142,9 @@ class Timeline:
         saved_s = max(-each[SLOW], 0.0)
         self._saved_s = saved_s if step.prefill else 0.5 * self._saved_s
 
-    def _passed(self, step: PastStep, before: array[float]) -> None:
+    def _passed(self, step: PastStep, before: bytes) -> None:
         """What was marked within a step is known now."""
-        marks, ended_at, after = self._marks, step.ended_at, array("d", self.sums)
+        marks, ended_at, after = self._marks, step.ended_at, _SUMS.pack(*self.sums)
         span_s = step.count * step.seconds
         while marks and marks[0].at <= ended_at:
             mark = marks.popleft()
@@ -228,7 +231,7 @@ class Timeline:
         """What is marked before and not known by now will not be known any better."""
         while self._marks and self._marks[0].at < before:
             mark = self._marks.popleft()
-            mark.before = mark.after = array("d", self.sums)
+            mark.before = mark.after = _SUMS.pack(*self.sums)
 
 
 def _shift(sums: Sums, to: int) -> None:
