@@ -91,8 +91,7 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     attention_s = curve.q_s * (0.5 * ahead * ahead + own * (cached + 0.5 * own))
     last_s = curve.at(worker.streams + last) + worker.kv_decode_s
     prefill_s = full * worker.full_s + last_s + attention_s
-    under_way_s = 0.5 * worker.decode_s if worker.everyone else 0.0
-    ttft_s = worker.ttft.factor * (worker.overhead_s + slow * (under_way_s + prefill_s))
+    ttft_s = worker.ttft.factor * (worker.overhead_s + slow * (worker.under_way_s + prefill_s))
     token_s = slow * worker.token_s
     own_s = token_s * own
     spare = 1.0 - worker.prefill_share * slow
@@ -183,21 +182,26 @@ def harm(worker: Standing, ask: Ask, seen: Forecast, cautious: bool = False) -> 
     before_s, after_s = seen.before_s, seen.after_s
     if cautious:
         before_s, after_s = worker.itl.cautious(before_s), worker.itl.cautious(after_s)
-    total = seen.harm - CROWDED * min(seen.kv_left, 0.0)
+    total = seen.harm
+    if seen.kv_left < 0.0:
+        total -= CROWDED * seen.kv_left
     for itl_s, weight, residents in worker.promised:
-        if itl_s < inf:
-            promise_s = itl_s * share
-            rise = strain(promise_s, after_s, spread) - strain(promise_s, before_s, spread)
-            total += weight * residents * rise
+        promise_s = itl_s * share
+        rise = strain(promise_s, after_s, spread) - strain(promise_s, before_s, spread)
+        total += weight * residents * rise
     return total
 
 
 def headroom(worker: Standing, ask: Ask, seen: Forecast) -> float:
     """Least of (promise - predicted)/promise, for the request and the residents, and KV room."""
-    pairs = [(ask.promise.ttft_s, seen.ttft_s), (ask.promise.itl_s, seen.itl_s)]
-    pairs += [(itl_s, seen.after_s) for itl_s, _, _ in worker.promised]
-    rooms = [1.0 - predicted_s / promise_s for promise_s, predicted_s in pairs if promise_s > 0]
-    return min(*rooms, seen.kv_left)
+    promise, least = ask.promise, seen.kv_left
+    if promise.ttft_s > 0.0:
+        least = min(least, 1.0 - seen.ttft_s / promise.ttft_s)
+    if promise.itl_s > 0.0:
+        least = min(least, 1.0 - seen.itl_s / promise.itl_s)
+    for itl_s, _, _ in worker.promised:
+        least = min(least, 1.0 - seen.after_s / itl_s)
+    return least
 
 
 def prediction(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> Prediction:

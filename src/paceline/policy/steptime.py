@@ -187,6 +187,11 @@ class StepTimeEstimator:
         return exp(self._gain)
 
     @property
+    def p99(self) -> float:
+        """Quantile of observed / expected."""
+        return exp(self._tail[2] * self._spread)
+
+    @property
     def coefficients(self) -> tuple[float, ...]:
         """As in `model()`; the same object until they change."""
         if self._shown is None:
@@ -210,7 +215,7 @@ class StepTimeEstimator:
             spread=self._spread,
             p50=exp(self._tail[0] * self._spread),
             p90=exp(self._tail[1] * self._spread),
-            p99=exp(self._tail[2] * self._spread),
+            p99=self.p99,
             samples=self._samples,
         )
 
