@@ -83,11 +83,13 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     """
     slow = worker.slowdown(ask.now)
     curve, ahead, room = worker.curve, worker.ahead, worker.room
-    own, answer = ask.prompt_tokens - cached, ask.output_tokens
+    prompt, answer = ask.prompt_tokens, ask.output_tokens
+    own = prompt - cached
     if own < 1.0:
         own = 1.0
-    full = 0 if ahead + own <= room else ceil((ahead + own) / room) - 1
-    last = ahead + own - full * room
+    in_all = ahead + own
+    full = 0 if in_all <= room else ceil(in_all / room) - 1
+    last = in_all - full * room
     attention_s = curve.q_s * (0.5 * ahead * ahead + own * (cached + 0.5 * own))
     last_s = curve.at(worker.streams + last) + worker.kv_decode_s
     prefill_s = full * worker.full_s + last_s + attention_s
@@ -97,7 +99,7 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     spare = 1.0 - worker.prefill_share * slow
     if spare < LEAST_SPARE:
         spare = LEAST_SPARE
-    own_kv = ask.prompt_tokens + 0.5 * answer
+    own_kv = prompt + 0.5 * answer
     pace = worker.itl.factor * slow
     before_s = pace * worker.before_s / spare
     itl_s = pace * (worker.joined_s + curve.kv_s * own_kv) / spare
@@ -111,7 +113,7 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
         own / ask.usual_tokens,
         1.0 - spare,
         kv_left(worker, ask, own_kv),
-        token_s * (worker.to_read + AHEAD_WEIGHT * (ahead + own)),
+        token_s * (worker.to_read + AHEAD_WEIGHT * in_all),
         slow,
     )
     return seen if worker.supply is None else supplied(seen, worker.supply)

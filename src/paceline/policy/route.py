@@ -81,24 +81,30 @@ def _costs(ask: Ask, fair: Sequence[_Option], options: Sequence[_Option]) -> lis
     No part of a cost is below 0. So who costs more than the best two by delay, work and balance
     alone need not be asked which promises it breaks, which takes longer than all the rest.
     """
-    seen = [option.seen for option in options]
-    weight = DELAY_WEIGHT / min([each.delay_s for each in seen])
-    price = WORK_WEIGHT * sum([each.busy for each in seen]) / len(seen)
-    balance = BALANCE_WEIGHT * len(seen) / (sum([each.backlog_s for each in seen]) or 1.0)
-    parts = []
+    forecasts = [option.seen for option in options]
+    weight = DELAY_WEIGHT / min([seen.delay_s for seen in forecasts])
+    price = WORK_WEIGHT * sum([seen.busy for seen in forecasts]) / len(forecasts)
+    backlog_s = sum([seen.backlog_s for seen in forecasts])
+    balance = BALANCE_WEIGHT * len(forecasts) / (backlog_s or 1.0)
+    at_least = []
     for k, option in enumerate(fair):
-        each = option.seen
-        delay, work, backlog = weight * each.delay_s, price * each.work, balance * each.backlog_s
-        parts.append((delay + work + backlog, k, delay, work, backlog))
-    parts.sort()
+        seen = option.seen
+        rest = weight * seen.delay_s + price * seen.work + balance * seen.backlog_s
+        at_least.append((rest, k))
+    at_least.sort()
     costs = [inf] * len(fair)
     least = second = inf
-    for at_least, k, delay, work, backlog in parts:
-        if at_least > second and at_least > least + TIE:
+    for rest, k in at_least:
+        if rest > second and rest > least + TIE:
             break
-        worker, each = fair[k].worker, fair[k].seen
-        broken = ask.weight * loss(worker, ask, each) + harm(worker, ask, each)
-        costs[k] = cost = broken + delay + work + backlog
+        worker, seen = fair[k].worker, fair[k].seen
+        costs[k] = cost = (
+            ask.weight * loss(worker, ask, seen)
+            + harm(worker, ask, seen)
+            + weight * seen.delay_s
+            + price * seen.work
+            + balance * seen.backlog_s
+        )
         if cost < least:
             least, second = cost, least
         elif cost < second:
