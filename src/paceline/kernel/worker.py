@@ -202,16 +202,17 @@ class WorkerState:
 
     def stepped(self, step: Step) -> None:
         """A step of the worker was seen."""
-        self.ledger.settle_blind(step.ended_at)
+        ledger = self.ledger
+        ledger.settle_blind(step.ended_at)
         each = step.tokens / step.streams if step.streams else 0.0
-        blind = self.ledger.blind + self.elsewhere.streams
+        blind = ledger.blind + self.elsewhere.streams
         if blind:
             everyone = step.streams + blind
             step = Step(step.ended_at, step.seconds, everyone, step.tokens, step.count)
-        midway = 0.5 * (step.count - 1) * each * self.ledger.streams
-        for seen in self.windows.stepped(step, self.ledger.kv + self.elsewhere.context + midway):
-            self.timing.observe_window(seen.steps, seen.seconds)
-        self.ledger.grew(step.count * each)
+        midway = 0.5 * (step.count - 1) * each * ledger.streams
+        for seen in self.windows.stepped(step, ledger.kv + self.elsewhere.context + midway):
+            self.timing.observe(seen.load, seen.seconds, seen.steps)
+        ledger.grew(step.count * each)
         self.last_step_at = max(self.last_step_at, step.ended_at)
 
     def left(self, request_id: str) -> Entry | None:

@@ -40,7 +40,9 @@ def is_open(worker: Standing, ask: Ask, seen: Forecast) -> bool:
     """
     if not worker.everyone:
         return True
-    if worker.ahead > max(_ahead(worker), FULL_PIPE * worker.pipe) or seen.kv_left < 0.0:
+    if worker.ahead > _ahead(worker) and worker.ahead > FULL_PIPE * worker.pipe:
+        return False
+    if seen.kv_left < 0.0:
         return False
     hurt = harm(worker, ask, seen, cautious=seen.after_s > worker.itl.usual_s)
     return is_worth(ask, loss(worker, ask, seen), hurt)
