@@ -64,7 +64,8 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     busy: float
     """Share of the worker's time that prefill takes."""
     kv_left: float
-    """Share of the KV cache that is left."""
+    """Share of the KV cache that is left at the worst moment to come; where that is far from full,
+    only what is held now is looked at."""
     backlog_s: float
     """Work before the worker, in seconds of prefill: prompts ahead, and half of the context of its
     streams, which has still to be read over and over."""
@@ -104,6 +105,11 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     before_s = pace * worker.before_s / spare
     itl_s = pace * (worker.joined_s + curve.kv_s * own_kv) / spare
     slower_s = 0.5 * answer * (itl_s - before_s)
+    if worker.outlook is None:
+        kv_left = KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity
+    else:
+        peak = worker.outlook.peak_with(prompt, ask.output_left)
+        kv_left = (worker.kv_limit - peak) / worker.kv_capacity
     seen = Forecast(
         ttft_s,
         itl_s,
@@ -112,7 +118,7 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
         ttft_s + answer * itl_s + worker.everyone * (own_s + slower_s),
         own / ask.usual_tokens,
         1.0 - spare,
-        kv_left(worker, ask, own_kv),
+        kv_left,
         token_s * (worker.to_read + AHEAD_WEIGHT * in_all),
         slow,
     )
@@ -136,18 +142,6 @@ def supplied(seen: Forecast, supply: Supply) -> Forecast:
         backlog_s=supply.backlog_s + seen.backlog_s,
         harm=supply.harm,
     )
-
-
-def kv_left(worker: Standing, ask: Ask, own_kv: float) -> float:
-    """Share of the KV cache that is left with the request, at the worst moment to come.
-
-    Where it is far from full, only what is held now is looked at.
-    """
-    outlook = worker.outlook
-    if outlook is None:
-        return KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity
-    peak = outlook.peak_with(ask.prompt_tokens, ask.output_left)
-    return (worker.kv_limit - peak) / worker.kv_capacity
 
 
 def broken(promise_s: float, predicted_s: float, spread: float) -> float:

@@ -226,9 +226,9 @@ class Standing:
         What was seen of late, relaxed while the worker is idle, and stretched by a gap that has
         been open for longer than a step should take (the step is at least that long already).
         """
-        silent_s = max(now - self.last_step_at, 0.0)  # what is to come is not late yet
+        silent_s = now - self.last_step_at  # below 0 while it is to come
         if not self.everyone:
-            return float(self.gain ** (0.5 ** (silent_s / RELAX_S)))
+            return float(self.gain ** (0.5 ** (max(silent_s, 0.0) / RELAX_S)))
         late = silent_s / self.due_s
         return self.gain * late if late > 1.0 else self.gain
 
