@@ -18,7 +18,7 @@ from paceline.observe.room import Room, room
 
 def a_worker(streams: int = 0, itl_s: float = 0.05, capacity: int | None = None) -> WorkerState:
     state = WorkerState(Worker("w", "m", "http://w"), 0)
-    state.report = WorkerReport(True, kv_capacity_tokens=capacity)
+    state.reported(WorkerReport(True, kv_capacity_tokens=capacity))
     for i in range(streams):
         request = Request(f"r{i}", "m", "t", "s", Promise(1.0, itl_s))
         entry = Entry(request, 100.0, 0.0, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 
 from paceline.domain.promise import Promise
@@ -33,6 +34,7 @@ def worker(
     kv: float = 10_000.0,
     kv_capacity: float = inf,
     delay_s: float = 0.0,
+    promised: Mapping[tuple[float, float], int] = {},
 ) -> Standing:
     """With prompts before it of so many tokens, and streams that hold so many."""
     in_flight = InFlight(
@@ -49,4 +51,4 @@ def worker(
         through_rate=10_000.0,
         delay_s=delay_s,
     )
-    return Standing(MODEL, Curve(MODEL.theta), in_flight, {})
+    return Standing(MODEL, Curve(MODEL.theta), in_flight, promised)

@@ -76,7 +76,7 @@ class SyntheticEngine:
     def teach(self, estimator: StepTimeEstimator, steps: int) -> None:
         for _, observations in self.steps(steps):
             for seen in observations:
-                estimator.observe_window(seen.steps, seen.seconds)
+                estimator.observe(seen.load, seen.seconds, seen.steps)
 
     def _arrivals(self) -> None:
         if not self.requests:

@@ -28,8 +28,7 @@ class Worker:
         if first:
             self.windows.first_token(first, self.now)
         seen = self.windows.stepped(Step(self.now, seconds, streams, streams), KV)
-        for observation in seen:
-            self.settled += [(load, observation.seconds) for load, _ in observation.steps]
+        self.settled += [(observation.load, observation.seconds) for observation in seen]
 
     def prefills(self) -> list[float]:
         return [load.prefill for load, _ in self.settled]
@@ -111,9 +110,9 @@ def test_on_an_idle_worker_the_time_to_first_token_is_the_observation() -> None:
             ended_at = sent_at + 0.3 + step * STEP_S
             streams = min(step, 1)
             seen += windows.stepped(Step(ended_at, streams * STEP_S, streams, streams), 0)
-    firsts = [observation for observation in seen if observation.steps[0][0].prefill]
+    firsts = [observation for observation in seen if observation.load.prefill]
     assert len(firsts) == WITHHELD
-    assert firsts[0].steps == ((Load(0, 1000, 0, 1_000_000), 2.0),)
+    assert (firsts[0].load, firsts[0].steps) == (Load(0, 1000, 0, 1_000_000), 2.0)
     assert [first.seconds for first in firsts] == pytest.approx([0.3] * WITHHELD)
 
 
@@ -143,7 +142,7 @@ def test_what_is_booked_is_what_the_engine_prefilled(seed: int, budget: int, rat
     truth, booked = [], []
     for load, observations in engine.steps(300):
         truth.append(load)
-        booked += [o.steps[0][0] for o in observations if o.steps[0][0].streams]
+        booked += [o.load for o in observations if o.load.streams]
     with_streams = [load for load in truth if load.streams]
     found = sum(load in set(with_streams) for load in booked)
     # What was sent during an idle worker's first prefill may have begun unseen: books that differ.

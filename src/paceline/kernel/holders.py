@@ -31,11 +31,10 @@ def depths(blocks: Sequence[int], held: Callable[[int], int | None]) -> dict[int
     if not left:
         return found
     depth = 0
-    for depth, block in enumerate(blocks):
-        bits = held(block) or 0
+    for depth, bits in enumerate(map(held, blocks)):
         if bits == left:
             continue
-        still = bits & left
+        still = (bits or 0) & left
         if still != left:
             _each(left & ~still, depth, found)
             if not still:

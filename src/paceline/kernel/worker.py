@@ -110,6 +110,8 @@ class WorkerState:
         self.outlook: Outlook | None = None
         """What its streams will need of the KV cache, as last looked at."""
         self.outlook_at = -inf
+        self.kv_capacity = inf
+        """Tokens; infinite if unknown."""
         self.kv_trust = 1.0
         """How far that forecast is to be trusted: less after the engine has preempted."""
         self.preemptions = 0
@@ -117,7 +119,7 @@ class WorkerState:
         self.ttft = Accuracy()
         self.itl = Accuracy()
         self.pipe = Pipe()
-        self._theta = self.timing.model().theta
+        self._theta = self.timing.coefficients
         self._curve = Curve(self._theta)
         self._prefill_rates = [Rate(seconds) for seconds in PREFILL_RATES_S]
 
@@ -193,20 +195,22 @@ class WorkerState:
 
     def prefill_rate(self, now: float) -> float:
         """Prompt tokens a second, lately."""
-        return max([rate.at(now) for rate in self._prefill_rates])
+        fast, slow = self._prefill_rates
+        return max(fast.at(now), slow.at(now))
 
     def stepped(self, step: Step) -> None:
         """A step of the worker was seen."""
-        self.ledger.settle_blind(step.ended_at)
+        ledger = self.ledger
+        ledger.settle_blind(step.ended_at)
         each = step.tokens / step.streams if step.streams else 0.0
-        blind = self.ledger.blind + self.elsewhere.streams
+        blind = ledger.blind + self.elsewhere.streams
         if blind:
             everyone = step.streams + blind
             step = Step(step.ended_at, step.seconds, everyone, step.tokens, step.count)
-        midway = 0.5 * (step.count - 1) * each * self.ledger.streams
-        for seen in self.windows.stepped(step, self.ledger.kv + self.elsewhere.context + midway):
-            self.timing.observe_window(seen.steps, seen.seconds)
-        self.ledger.grew(step.count * each)
+        midway = 0.5 * (step.count - 1) * each * ledger.streams
+        for seen in self.windows.stepped(step, ledger.kv + self.elsewhere.context + midway):
+            self.timing.observe(seen.load, seen.seconds, seen.steps)
+        ledger.grew(step.count * each)
         self.last_step_at = max(self.last_step_at, step.ended_at)
 
     def left(self, request_id: str) -> Entry | None:
@@ -220,16 +224,11 @@ class WorkerState:
         """The engine told how it is."""
         before, self.report = self.report, report
         self.troubles += not report.healthy
+        self.kv_capacity = float(report.kv_capacity_tokens or inf)
         if before is not None and report.preemptions_total is not None:
             more = int(report.preemptions_total - (before.preemptions_total or 0.0))
             self.preemptions += max(more, 0)
             self.kv_trust = trust_after(self.kv_trust, more > 0)
-
-    @property
-    def kv_capacity(self) -> float:
-        """Tokens; infinite if unknown."""
-        capacity = self.report.kv_capacity_tokens if self.report is not None else None
-        return float(capacity) if capacity else inf
 
     @property
     def kv_limit(self) -> float:
@@ -283,9 +282,10 @@ class WorkerState:
         if self.timing.samples < WELL_KNOWN:
             return promised
         lone_s = factor * self._curve.least_s
-        if all(itl_s > lone_s for itl_s, _ in promised):
-            return promised
-        return {each: n for each, n in promised.items() if each[0] > lone_s}
+        for itl_s, _ in promised:
+            if itl_s <= lone_s:
+                return {each: n for each, n in promised.items() if each[0] > lone_s}
+        return promised
 
     def differs(self, standing: Standing) -> bool:
         """Have steps alone moved the worker away from a standing, by more than does not matter?"""
@@ -307,9 +307,9 @@ class WorkerState:
         ledger = self.ledger
         ledger.settle_blind(now)
         ledger.settle_held(now)
-        model = self.timing.model()
-        if model.theta is not self._theta:
-            self._theta, self._curve = model.theta, Curve(model.theta)
+        theta = self.timing.coefficients
+        if theta is not self._theta:
+            self._theta, self._curve = theta, Curve(theta)
         others = self.elsewhere
         in_flight = InFlight(
             streams=ledger.streams + others.streams,
@@ -326,7 +326,7 @@ class WorkerState:
             delay_s=self.pipe.delay_s,
         )
         return Standing(
-            model,
+            self.timing,
             self._curve,
             in_flight,
             self._protected(itl.correction.factor),

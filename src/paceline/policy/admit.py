@@ -20,10 +20,7 @@ it is worth.
 
 from __future__ import annotations
 
-from math import inf
-
-from paceline.policy import headroom
-from paceline.policy.headroom import Forecast
+from paceline.policy.headroom import Forecast, harm, loss
 from paceline.policy.standing import Ask, Standing
 
 AHEAD = 1024.0
@@ -36,25 +33,27 @@ FREE_HARM = 0.02
 """Broken promises, in units of a request's weight, that are too few to wait for."""
 
 
-def is_open(worker: Standing, ask: Ask, seen: Forecast, loss: float, harm: float) -> bool:
-    """May the request go to this worker now, where it breaks so much of promises?
+def is_open(worker: Standing, ask: Ask, seen: Forecast) -> bool:
+    """May the request go to this worker now?
 
-    Beyond the usual load harm is judged anew, with caution.
+    Beyond the usual load harm is judged with caution.
     """
     if not worker.everyone:
         return True
-    if worker.ahead > max(_ahead(worker), FULL_PIPE * worker.pipe):
+    if worker.ahead > _ahead(worker) and worker.ahead > FULL_PIPE * worker.pipe:
         return False
     if seen.kv_left < 0.0:
         return False
-    if seen.after_s > worker.itl.usual_s:
-        harm = headroom.harm(worker, ask, seen, cautious=True)
+    hurt = harm(worker, ask, seen, cautious=seen.after_s > worker.itl.usual_s)
+    return is_worth(ask, loss(worker, ask, seen), hurt)
+
+
+def is_worth(ask: Ask, loss: float, harm: float) -> bool:
+    """Is the request worth so much harm, where its own promise is lost by that chance?"""
     worth = 1.0 if ask.overdue else 1.0 - loss + FREE_HARM
     return harm <= ask.weight * worth
 
 
 def _ahead(worker: Standing) -> float:
     """Prompt tokens that it may have before it."""
-    if any(itl_s < inf for itl_s, _, _ in worker.promised):
-        return min(AHEAD, worker.room)
-    return worker.room
+    return min(AHEAD, worker.room) if worker.promised else worker.room

@@ -64,7 +64,8 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     busy: float
     """Share of the worker's time that prefill takes."""
     kv_left: float
-    """Share of the KV cache that is left."""
+    """Share of the KV cache that is left at the worst moment to come; where that is far from full,
+    only what is held now is looked at."""
     backlog_s: float
     """Work before the worker, in seconds of prefill: prompts ahead, and half of the context of its
     streams, which has still to be read over and over."""
@@ -83,26 +84,32 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
     """
     slow = worker.slowdown(ask.now)
     curve, ahead, room = worker.curve, worker.ahead, worker.room
-    own, answer = ask.prompt_tokens - cached, ask.output_tokens
+    prompt, answer = ask.prompt_tokens, ask.output_tokens
+    own = prompt - cached
     if own < 1.0:
         own = 1.0
-    full = 0 if ahead + own <= room else ceil((ahead + own) / room) - 1
-    last = ahead + own - full * room
+    in_all = ahead + own
+    full = 0 if in_all <= room else ceil(in_all / room) - 1
+    last = in_all - full * room
     attention_s = curve.q_s * (0.5 * ahead * ahead + own * (cached + 0.5 * own))
     last_s = curve.at(worker.streams + last) + worker.kv_decode_s
     prefill_s = full * worker.full_s + last_s + attention_s
-    under_way_s = 0.5 * worker.decode_s if worker.everyone else 0.0
-    ttft_s = worker.ttft.factor * (worker.overhead_s + slow * (under_way_s + prefill_s))
+    ttft_s = worker.ttft.factor * (worker.overhead_s + slow * (worker.under_way_s + prefill_s))
     token_s = slow * worker.token_s
     own_s = token_s * own
     spare = 1.0 - worker.prefill_share * slow
     if spare < LEAST_SPARE:
         spare = LEAST_SPARE
-    own_kv = ask.prompt_tokens + 0.5 * answer
+    own_kv = prompt + 0.5 * answer
     pace = worker.itl.factor * slow
     before_s = pace * worker.before_s / spare
     itl_s = pace * (worker.joined_s + curve.kv_s * own_kv) / spare
     slower_s = 0.5 * answer * (itl_s - before_s)
+    if worker.outlook is None:
+        kv_left = KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity
+    else:
+        peak = worker.outlook.peak_with(prompt, ask.output_left)
+        kv_left = (worker.kv_limit - peak) / worker.kv_capacity
     seen = Forecast(
         ttft_s,
         itl_s,
@@ -111,8 +118,8 @@ def forecast(worker: Standing, ask: Ask, cached: float) -> Forecast:
         ttft_s + answer * itl_s + worker.everyone * (own_s + slower_s),
         own / ask.usual_tokens,
         1.0 - spare,
-        kv_left(worker, ask, own_kv),
-        token_s * (worker.to_read + AHEAD_WEIGHT * (ahead + own)),
+        kv_left,
+        token_s * (worker.to_read + AHEAD_WEIGHT * in_all),
         slow,
     )
     return seen if worker.supply is None else supplied(seen, worker.supply)
@@ -135,18 +142,6 @@ def supplied(seen: Forecast, supply: Supply) -> Forecast:
         backlog_s=supply.backlog_s + seen.backlog_s,
         harm=supply.harm,
     )
-
-
-def kv_left(worker: Standing, ask: Ask, own_kv: float) -> float:
-    """Share of the KV cache that is left with the request, at the worst moment to come.
-
-    Where it is far from full, only what is held now is looked at.
-    """
-    outlook = worker.outlook
-    if outlook is None:
-        return KV_FULL - (worker.kv_all + own_kv) / worker.kv_capacity
-    peak = outlook.peak_with(ask.prompt_tokens, ask.output_left)
-    return (worker.kv_limit - peak) / worker.kv_capacity
 
 
 def broken(promise_s: float, predicted_s: float, spread: float) -> float:
@@ -183,21 +178,26 @@ def harm(worker: Standing, ask: Ask, seen: Forecast, cautious: bool = False) -> 
     before_s, after_s = seen.before_s, seen.after_s
     if cautious:
         before_s, after_s = worker.itl.cautious(before_s), worker.itl.cautious(after_s)
-    total = seen.harm - CROWDED * min(seen.kv_left, 0.0)
+    total = seen.harm
+    if seen.kv_left < 0.0:
+        total -= CROWDED * seen.kv_left
     for itl_s, weight, residents in worker.promised:
-        if itl_s < inf:
-            promise_s = itl_s * share
-            rise = strain(promise_s, after_s, spread) - strain(promise_s, before_s, spread)
-            total += weight * residents * rise
+        promise_s = itl_s * share
+        rise = strain(promise_s, after_s, spread) - strain(promise_s, before_s, spread)
+        total += weight * residents * rise
     return total
 
 
 def headroom(worker: Standing, ask: Ask, seen: Forecast) -> float:
     """Least of (promise - predicted)/promise, for the request and the residents, and KV room."""
-    pairs = [(ask.promise.ttft_s, seen.ttft_s), (ask.promise.itl_s, seen.itl_s)]
-    pairs += [(itl_s, seen.after_s) for itl_s, _, _ in worker.promised]
-    rooms = [1.0 - predicted_s / promise_s for promise_s, predicted_s in pairs if promise_s > 0]
-    return min(*rooms, seen.kv_left)
+    promise, least = ask.promise, seen.kv_left
+    if promise.ttft_s > 0.0:
+        least = min(least, 1.0 - seen.ttft_s / promise.ttft_s)
+    if promise.itl_s > 0.0:
+        least = min(least, 1.0 - seen.itl_s / promise.itl_s)
+    for itl_s, _, _ in worker.promised:
+        least = min(least, 1.0 - seen.after_s / itl_s)
+    return least
 
 
 def prediction(worker: Standing, ask: Ask, seen: Forecast, cached: float) -> Prediction:

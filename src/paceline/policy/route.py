@@ -8,6 +8,7 @@ are classes, and each kernel makes one of its own (`Learner`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import msgspec
 
@@ -44,35 +45,17 @@ def headroom(fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
     options = []
     for i in _shortlist(ask, places):
         worker = fleet.standing(i, ask.now)
-        seen = forecast(worker, ask, ask.cached.get(i, 0.0))
-        options.append(_Option(i, worker, seen, loss(worker, ask, seen)))
+        options.append(_Option(i, worker, forecast(worker, ask, ask.cached.get(i, 0.0))))
     allowed = _fair(ask, options) if ask.claims and not ask.overdue else options
     fair = allowed or options
-    harms = [harm(option.worker, ask, option.seen) for option in fair]
-    wait = not allowed or not any(
-        is_open(option.worker, ask, option.seen, option.loss, harmed)
-        for option, harmed in zip(fair, harms, strict=True)
-    )
-    count = len(options)
-    weight = DELAY_WEIGHT / min([option.seen.delay_s for option in options])
-    price = WORK_WEIGHT * sum([option.seen.busy for option in options]) / count
-    balance = BALANCE_WEIGHT * count / (sum([option.seen.backlog_s for option in options]) or 1.0)
-    costs = []
-    for option, harmed in zip(fair, harms, strict=True):
-        seen = option.seen
-        costs.append(
-            ask.weight * option.loss
-            + harmed
-            + weight * seen.delay_s
-            + price * seen.work
-            + balance * seen.backlog_s
-        )
+    wait = not allowed or not any(is_open(each.worker, ask, each.seen) for each in fair)
+    costs = _costs(ask, fair, options)
     least = min(costs)
     equal = [k for k, cost in enumerate(costs) if cost <= least + TIE]
     k = equal[ask.seed % len(equal)]
     chosen, seen = fair[k], fair[k].seen
     because = (
-        f"least cost {costs[k]:.3f} of {count}: "
+        f"least cost {costs[k]:.3f} of {len(options)}: "
         f"TTFT {seen.ttft_s * 1e3:.0f} ms, ITL {seen.itl_s * 1e3:.1f} ms"
     )
     return Choice(
@@ -91,7 +74,43 @@ class _Option(msgspec.Struct, frozen=True, gc=False):
     place: int
     worker: Standing
     seen: Forecast
-    loss: float
+
+
+def _costs(ask: Ask, fair: Sequence[_Option], options: Sequence[_Option]) -> list[float]:
+    """What it costs to take each of the fair ones; infinite where two others are surely better.
+
+    No part of a cost is below 0. So who costs more than the best two by delay, work and balance
+    alone need not be asked which promises it breaks, which takes longer than all the rest.
+    """
+    forecasts = [option.seen for option in options]
+    weight = DELAY_WEIGHT / min([seen.delay_s for seen in forecasts])
+    price = WORK_WEIGHT * sum([seen.busy for seen in forecasts]) / len(forecasts)
+    backlog_s = sum([seen.backlog_s for seen in forecasts])
+    balance = BALANCE_WEIGHT * len(forecasts) / (backlog_s or 1.0)
+    at_least = []
+    for k, option in enumerate(fair):
+        seen = option.seen
+        rest = weight * seen.delay_s + price * seen.work + balance * seen.backlog_s
+        at_least.append((rest, k))
+    at_least.sort()
+    costs = [inf] * len(fair)
+    least = second = inf
+    for rest, k in at_least:
+        if rest > second and rest > least + TIE:
+            break
+        worker, seen = fair[k].worker, fair[k].seen
+        costs[k] = cost = (
+            ask.weight * loss(worker, ask, seen)
+            + harm(worker, ask, seen)
+            + weight * seen.delay_s
+            + price * seen.work
+            + balance * seen.backlog_s
+        )
+        if cost < least:
+            least, second = cost, least
+        elif cost < second:
+            second = cost
+    return costs
 
 
 def _runner_up(

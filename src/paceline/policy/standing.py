@@ -11,7 +11,7 @@ import msgspec
 
 from paceline.domain.promise import Promise
 from paceline.policy.pressure import Outlook
-from paceline.policy.steptime import KNOTS, WIDTHS, StepModel
+from paceline.policy.steptime import KNOTS, WIDTHS, StepModel, StepTimeEstimator
 
 PROBE = 512.0
 """Prompt tokens by which the cost of a prefill token is measured, unless told otherwise."""
@@ -26,15 +26,19 @@ CAUTION = 0.3
 """Predictions so much above the usual, as a power of the ratio, are taken to be worse."""
 
 
+INNER_KNOTS = tuple(map(float, KNOTS[1:-1]))
+"""Where one linear piece of the step time ends and the next begins."""
+
+
 class Curve:
     """Step seconds over the tokens of a step, at normal speed and without context."""
 
-    __slots__ = ("_at_knots", "_slopes", "kv_s", "least_s", "q_s", "stream_s")
+    __slots__ = ("_pieces", "kv_s", "least_s", "q_s", "stream_s")
 
     def __init__(self, theta: tuple[float, ...]) -> None:
-        base, *self._slopes, self.kv_s, self.q_s = theta
-        rises = map(float.__mul__, self._slopes, WIDTHS)
-        self._at_knots = list(accumulate(rises, initial=base))[:-1]
+        base, *slopes, self.kv_s, self.q_s = theta
+        at_knots = accumulate(map(float.__mul__, slopes, WIDTHS), initial=base)
+        self._pieces = list(zip(KNOTS, at_knots, slopes, strict=False))
         self.least_s = self.at(1.0)
         """Of a lone stream's step."""
         self.stream_s = (self.at(USUAL_STREAMS) - self.least_s) / (USUAL_STREAMS - 1.0)
@@ -42,8 +46,8 @@ class Curve:
 
     def at(self, tokens: float) -> float:
         """Seconds of a step of so many tokens."""
-        i = bisect_right(KNOTS, tokens, 1, len(WIDTHS)) - 1
-        return self._at_knots[i] + self._slopes[i] * (tokens - KNOTS[i])
+        knot, at_knot_s, slope = self._pieces[bisect_right(INNER_KNOTS, tokens)]
+        return at_knot_s + slope * (tokens - knot)
 
 
 class Correction(msgspec.Struct, frozen=True, gc=False):
@@ -114,7 +118,7 @@ class Standing:
         "ahead",
         "before_s",
         "curve",
-        "decode_s",
+        "due_s",
         "everyone",
         "full_s",
         "gain",
@@ -139,12 +143,13 @@ class Standing:
         "to_read",
         "token_s",
         "ttft",
+        "under_way_s",
         "usual_s",
     )
 
     def __init__(
         self,
-        model: StepModel,
+        timing: StepModel | StepTimeEstimator,
         curve: Curve,
         in_flight: InFlight,
         promised: Mapping[tuple[float, float], int],
@@ -173,17 +178,21 @@ class Standing:
         self.prefill_rate = in_flight.prefill_rate
         self.overhead_s = in_flight.overhead_s
         self.last_step_at = in_flight.last_step_at
-        self.promised = [(itl_s, weight, n) for (itl_s, weight), n in promised.items()]
+        self.promised = [
+            (itl_s, weight, n) for (itl_s, weight), n in promised.items() if itl_s < inf
+        ]
         """ITL promises of its requests, with the weight and number of those that have each."""
-        self.gain = model.slowdown
+        self.gain = timing.slowdown
         self.ttft, self.itl = ttft, itl
         """What predictions are corrected by."""
         self.curve = curve
         # Seconds of steps at normal speed.
         self.kv_decode_s = kv_s = curve.kv_s * in_flight.kv
-        self.decode_s = curve.at(streams) + kv_s
+        decode_s = curve.at(streams) + kv_s
         probe_s = curve.at(streams + probe) + kv_s + curve.q_s * (0.5 * probe * probe)
-        self.token_s = (probe_s - self.decode_s) / probe
+        self.under_way_s = 0.5 * decode_s if everyone else 0.0
+        """What is left of the step under way, on average."""
+        self.token_s = (probe_s - decode_s) / probe
         self.prefill_share = in_flight.prefill_rate * self.token_s
         """Of its time, at normal speed."""
         self.full_s = curve.at(streams + self.room) + kv_s
@@ -196,8 +205,10 @@ class Standing:
         self.joined_s = curve.at(everyone + 1) + kv_all_s
         """With one stream more, its context not counted."""
         usual = min(streams + in_flight.ahead, in_flight.budget)
-        self.usual_s = (curve.at(usual) + kv_s) * model.p99
+        self.usual_s = (curve.at(usual) + kv_s) * timing.p99
         """A step may take so long before its lateness is news."""
+        self.due_s = self.gain * self.usual_s + self.overhead_s + 1e-4
+        """The same with the slowdown and on the way here, when a gap begins to count."""
         self.supply: Supply | None = None
         """What comes on top, where another worker may prefill the prompt."""
 
@@ -215,10 +226,10 @@ class Standing:
         What was seen of late, relaxed while the worker is idle, and stretched by a gap that has
         been open for longer than a step should take (the step is at least that long already).
         """
-        silent_s = max(now - self.last_step_at, 0.0)  # what is to come is not late yet
+        silent_s = now - self.last_step_at  # below 0 while it is to come
         if not self.everyone:
-            return float(self.gain ** (0.5 ** (silent_s / RELAX_S)))
-        late = silent_s / (self.gain * self.usual_s + self.overhead_s + 1e-4)
+            return float(self.gain ** (0.5 ** (max(silent_s, 0.0) / RELAX_S)))
+        late = silent_s / self.due_s
         return self.gain * late if late > 1.0 else self.gain
 
 

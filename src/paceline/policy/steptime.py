@@ -187,6 +187,11 @@ class StepTimeEstimator:
         return exp(self._gain)
 
     @property
+    def p99(self) -> float:
+        """Quantile of observed / expected."""
+        return exp(self._tail[2] * self._spread)
+
+    @property
     def coefficients(self) -> tuple[float, ...]:
         """As in `model()`; the same object until they change."""
         if self._shown is None:
@@ -210,22 +215,17 @@ class StepTimeEstimator:
             spread=self._spread,
             p50=exp(self._tail[0] * self._spread),
             p90=exp(self._tail[1] * self._spread),
-            p99=exp(self._tail[2] * self._spread),
+            p99=self.p99,
             samples=self._samples,
         )
 
-    def observe(self, load: Load, seconds: float) -> None:
-        """One step took so long."""
+    def observe(self, load: Load, seconds: float, steps: float = 1.0) -> None:
+        """So many steps of this load took so long together."""
         row = features(load.streams, load.prefill, load.kv, load.q)
-        self._learn(row, seconds, 1.0)
+        self._learn(row, load.streams + load.prefill, seconds / steps, steps)
 
     def observe_window(self, steps: Sequence[tuple[Load, float]], seconds: float) -> None:
         """So many steps of these loads took so long together."""
-        if len(steps) == 1:
-            load, count = steps[0]
-            row = features(load.streams, load.prefill, load.kv, load.q)
-            self._learn(row, seconds / count, count)
-            return
         count = sum(times for _, times in steps)
         if count <= 0:
             return
@@ -234,15 +234,15 @@ class StepTimeEstimator:
             share = times / count
             for i, x in enumerate(features(load.streams, load.prefill, load.kv, load.q)):
                 row[i] += share * x
-        self._learn(row, seconds / count, count)
+        self._learn(row, sum(row[1:-2]), seconds / count, count)
 
-    def _learn(self, row: list[float], seconds: float, steps: float) -> None:
+    def _learn(self, row: list[float], tokens: float, seconds: float, steps: float) -> None:
         """Of `steps` steps of mean features `row` each took `seconds` on average."""
         if not LEAST_S <= seconds < inf:
             return
         modelled_s = self._scale * dot(self._theta, row)
         residual = log(seconds / modelled_s)
-        key = bin_of(row)
+        key = bin_of(tokens, kv=row[-2])
         known = self._buffer.seen(key) >= KNOWN
         if known:
             if steps == 1:
@@ -258,7 +258,7 @@ class StepTimeEstimator:
     def _follow(self, residual: float, busy_s: float, steps: float) -> None:
         """Move the gain towards `log(observed / modelled)`, seen over so many steps and seconds."""
         error = residual - self._gain
-        if abs(error) > max(3.0 * self._spread, DISTURBED):
+        if abs(error) > DISTURBED and abs(error) > 3.0 * self._spread:
             told = steps if error > 0 else -steps
             self._streak = self._streak + told if self._streak * told > 0 else told
         else:
@@ -315,9 +315,8 @@ class StepTimeEstimator:
         return estimator
 
 
-def bin_of(row: list[float]) -> Bin:
+def bin_of(tokens: float, kv: float) -> Bin:
     """Loads that are alike: the same segment of tokens, context within a factor of two."""
-    tokens, kv = sum(row[1:-2]), row[-2]
     return bisect_right(KNOTS, tokens), int(kv).bit_length()
 
 

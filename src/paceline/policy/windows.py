@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from math import ceil
 
 import msgspec
+from msgspec.structs import replace
 
 from paceline.domain.facts import Step
 from paceline.policy.steptime import Load
@@ -25,8 +26,9 @@ MOST_STEPS = 256
 """Steps that may await settlement; older ones are dropped."""
 REMEMBERED = 512
 """Settled steps kept for whoever explains them."""
-USUAL_BUDGET = 2048
-BUDGETS = (256, 512, 1024, 2048, 4096, 8192, 16384)
+BUDGETS = (2048, 1024, 4096, 512, 8192, 256, 16384)
+"""Tokens that a step may hold: the likely ones first."""
+LEAST_BUDGET = min(BUDGETS)
 CONVINCING = 4.0
 """Prompts that must agree on a budget before it is relied on."""
 PATIENCE = 8
@@ -40,11 +42,14 @@ WITHHELD = 8
 """Observations of an idle worker that wait for the overhead to be known."""
 
 
-class Observation(msgspec.Struct, frozen=True):
-    """Steps of known load that took so long together: food for `observe_window`."""
+class Observation(msgspec.Struct, frozen=True, gc=False):
+    """Steps of known load that took so long together: food for `StepTimeEstimator.observe`."""
 
-    steps: tuple[tuple[Load, float], ...]
+    load: Load
+    """Of each."""
     seconds: float
+    """Of all."""
+    steps: float = 1.0
 
 
 class _Prompt(msgspec.Struct):
@@ -126,7 +131,7 @@ class PrefillWindows:
 
     def __init__(self, budget: int = 0) -> None:
         self._told = budget > 0
-        self.budget = budget or USUAL_BUDGET
+        self.budget = budget or BUDGETS[0]
         """Tokens that a step may hold: told, else learned."""
         self.overhead_s = 0.0
         """Seconds that a request spends outside of steps: link, HTTP, tokenising.
@@ -213,7 +218,7 @@ class PrefillWindows:
                 alike = PastStep(ended_at, run.seconds, run.streams, kv, each, together)
                 self.settled.append(alike)
                 load = Load(run.streams, 0.0, kv)
-                settled.append(Observation(((load, float(together)),), together * run.seconds))
+                settled.append(Observation(load, together * run.seconds, float(together)))
                 if not busy:
                     pace = 1.0 - 0.9**together if self._quiet_s else 1.0
                     self._quiet_s += pace * (run.seconds - self._quiet_s)
@@ -232,7 +237,7 @@ class PrefillWindows:
             return 1
         reach = ceil(tokens / max(budget - streams, budget / 2))
         if not self._told and self._votes[budget] < CONVINCING:
-            least = BUDGETS[0]
+            least = LEAST_BUDGET
             reach = max(reach, min(ceil(tokens / max(least - streams, least / 2)), PATIENCE))
         return 1 + reach
 
@@ -301,7 +306,7 @@ class PrefillWindows:
         part of that step too; or else from when the first of them came.
         """
         tokens = sum(prompt.uncached for prompt in ended)
-        if self._told or tokens <= BUDGETS[0]:
+        if self._told or tokens <= LEAST_BUDGET:
             return
         steps, part = 0, 0
         for past in self._reachable(ended[0]):
@@ -313,11 +318,11 @@ class PrefillWindows:
             steps += 1
         if steps == len(self._past):
             return  # it may have begun before
+        votes, streams = self._votes, self._past[-1].streams
         for budget in BUDGETS:
-            full = ceil(tokens / max(budget - self._past[-1].streams, 1))
-            self._votes[budget] = 0.95 * self._votes[budget] + (steps <= full <= steps + part)
-        near = USUAL_BUDGET.bit_length()
-        self.budget = max(BUDGETS, key=lambda b: (self._votes[b], -abs(b.bit_length() - near)))
+            full = ceil(tokens / max(budget - streams, 1))
+            votes[budget] = 0.95 * votes[budget] + (steps <= full <= steps + part)
+        self.budget = max(BUDGETS, key=votes.__getitem__)
 
     def _settle(self, past: PastStep) -> list[Observation]:
         self.settled.append(past)
@@ -326,13 +331,13 @@ class PrefillWindows:
         if past.prefill >= NOTICED and past.seconds < 1.1 * self._quiet_s:
             return []
         if not past.idle:
-            return [Observation(((past.load(), 1.0),), past.seconds)]
+            return [Observation(past.load(), past.seconds)]
         self._withheld.append(self._from_idle(past))
         if not self._waits and len(self._withheld) < WITHHELD:
             return []
         ready, self._withheld = self._withheld, []
         spared = [
-            Observation(seen.steps, max(seen.seconds - self.overhead_s, 0.5 * seen.seconds))
+            replace(seen, seconds=max(seen.seconds - self.overhead_s, 0.5 * seen.seconds))
             for seen in ready
         ]
         return spared
@@ -342,4 +347,4 @@ class PrefillWindows:
         load = past.load()
         steps = ceil(load.prefill / self.budget)
         each = Load(0.0, load.prefill / steps, 0.0, load.q / steps)
-        return Observation(((each, float(steps)),), past.seconds)
+        return Observation(each, past.seconds, float(steps))
