@@ -198,8 +198,7 @@ def _sweep_table(comparisons: Sequence[Comparison], policies: Sequence[str]) -> 
     for c in comparisons:
         kept = [report.starred(c, name) for name in policies]
         rows.append([", ".join(c.at.values()), *kept])
-    caption = f"Promises kept, %: {report.MARKS}."
-    return _table(caption, [", ".join(comparisons[0].at), *policies], rows)
+    return _table(report.sweep_title(policies), [", ".join(comparisons[0].at), *policies], rows)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

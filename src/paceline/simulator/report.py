@@ -128,10 +128,14 @@ def sweep_table(comparisons: Sequence[Comparison]) -> Table:
     if len(policies) >= MANY_POLICIES:
         heads, *rows = (list(column) for column in zip(heads, *rows, strict=True))
     table = _table(heads[1:], first=heads[0])
-    table.title = f"Promises kept, %{f' ({MARKS})' * (len(policies) > 1)}"
+    table.title = sweep_title(policies)
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def sweep_title(policies: Sequence[str]) -> str:
+    return f"Promises kept, % ({MARKS})" if len(policies) > 1 else "Promises kept, %"
 
 
 def starred(comparison: Comparison, policy: str) -> str:
