@@ -12,7 +12,7 @@ from played import played
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
-from lab import SCENARIOS, SEEDS, markdown_of, matrix_of, place_of_ours, summary  # type: ignore[import-not-found]
+import lab  # type: ignore[import-not-found]
 from paceline.simulator.compare import Comparison, compare
 from paceline.simulator.result import Result
 
@@ -41,11 +41,11 @@ def comparison(**others: Sequence[float]) -> Comparison:
     ],
 )
 def test_ours_leads_only_where_that_is_shown(other: Sequence[float], place: str) -> None:
-    assert place_of_ours(comparison(other=other)) == place
+    assert lab.place_of_ours(comparison(other=other)) == place
 
 
 def test_the_oracle_is_beside_the_contest() -> None:
-    assert place_of_ours(comparison(oracle=(1.0, 1.0, 1.0))) == "first"
+    assert lab.place_of_ours(comparison(oracle=(1.0, 1.0, 1.0))) == "first"
 
 
 def test_what_is_not_told_apart_is_counted_by_itself_and_not_bold() -> None:
@@ -53,14 +53,14 @@ def test_what_is_not_told_apart_is_counted_by_itself_and_not_bold() -> None:
     unsure = results({"headroom": (0.98, 0.99, 0.98), "random": (0.6, 0.99, 0.98)})
     played_so = {"a": sure, "b": unsure}
     standings = {name: compare(runs) for name, runs in played_so.items()}
-    matrix = matrix_of(played_so)
-    assert list(summary(matrix, standings)) == [
+    matrix = lab.matrix_of(played_so)
+    assert list(lab.summary(matrix, standings)) == [
         "headroom is first, or tied with the first, in 1 of 2 scenarios, not told apart in 1 (b)."
     ]
-    *_, a, b = markdown_of(matrix, standings).splitlines()
+    *_, a, b = lab.markdown_of(matrix, standings).splitlines()
     assert a.count("**") == b.count("**") == 2
     assert b.endswith(" ? |")
 
 
 def test_more_seeds_are_for_scenarios_that_there_are() -> None:
-    assert all((SCENARIOS / f"{name}.yaml").is_file() for name in SEEDS)
+    assert all((lab.SCENARIOS / f"{name}.yaml").is_file() for name in lab.SEEDS)
