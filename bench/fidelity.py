@@ -7,8 +7,8 @@ Scored are only the requests that nothing was learned from; no number was fitted
 
 Two conventions are in use: the mean of the requests' own absolute errors, and the error of a figure
 of the whole run (its mean, p50, p90, p99), in which errors of single requests cancel. Both are
-given. The published figures are the best reported of any simulator of such engines; who reports
-only the second kind has the easier task.
+given. The published figures are the best reported that we know of, their source is not known; who
+reports only the second kind has the easier task.
 
     python bench/fidelity.py [--json]
 """
@@ -39,7 +39,7 @@ from paceline.simulator.learned import learned_profile  # noqa: E402
 LEARNED_FROM = (60, 100)
 PUBLISHED = {"e2e": 6.7, "ttft": 17.6, "itl": 7.1}
 PUBLISHED_P99 = 9.2
-"""Best reported errors of other simulators, %."""
+"""The best reported errors of other simulators that we know of, %: see docs/fidelity.md."""
 BLOCK = 16
 PROMPT_S = 1.0
 """Who gets the first token within this did not queue. Relative errors of long waits are small, so

@@ -4,6 +4,7 @@ Fleets of eight workers at about 70 % of the load at which they just keep 95 % o
 under `headroom` and under a policy that hardly computes. Seconds are CPU time of one process, best
 of several runs; the split by part comes from another run, which is sampled every millisecond. How
 many times as fast as real a fleet is simulated depends on how many requests a second it serves.
+Peak memory is that of this process up to then: ask for one fleet and policy to know theirs.
 Prints a table and, last, one JSON line.
 
     python bench/simulator.py [--fleet NAME ...] [--policy NAME ...] [--runs 3] [--requests 8000]
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -131,6 +133,7 @@ def measure(scenario: Scenario, policy: str, runs: int) -> dict[str, float]:
         began = process_time()
         result = simulation.run()
         cpu_s.append(process_time() - began)
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with sampled() as found:
         Simulation(scenario, policy, seed=1).run()
     seconds, requests = min(cpu_s), result.total.requests
@@ -144,6 +147,7 @@ def measure(scenario: Scenario, policy: str, runs: int) -> dict[str, float]:
         "steps_per_s": steps / seconds,
         "times_real_time": scenario.seconds / seconds,
         "us_per_request": each_us,
+        "peak_mb": peak_kb / 1024,
         **{f"{name}_us": us for name, us in split.items()},
     }
 
@@ -157,7 +161,7 @@ def main() -> None:
     args = parser.parse_args()
     parts = list(dict.fromkeys(PARTS.values()))
     table = Table(title=f"Simulating {WORKERS} workers, one core", box=None)
-    columns = ("load/s", "kept %", "requests/s", "steps/s", "x real time", "µs/request")
+    columns = ("load/s", "kept %", "requests/s", "steps/s", "x real time", "peak MB", "µs/request")
     for column in ("fleet", "policy", *columns, *parts):
         table.add_column(
             column, justify="left" if column in ("fleet", "policy") else "right", no_wrap=True
@@ -177,6 +181,7 @@ def main() -> None:
                 f"{row['requests_per_s']:,.0f}",
                 f"{row['steps_per_s']:,.0f}",
                 f"{row['times_real_time']:,.0f}",
+                f"{row['peak_mb']:.0f}",
                 f"{row['us_per_request']:.0f}",
                 *(f"{row.get(f'{p}_us', 0.0):.0f}" for p in parts),
             ]

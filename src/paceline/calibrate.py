@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ import aiohttp
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from paceline.domain.errors import PacelineError
 from paceline.kernel.timing import Timing, WorkerTiming, from_json, to_json
@@ -21,6 +22,10 @@ PATH = "/paceline/v1/timing"
 TIMEOUT_S = 10.0
 SHOWN = ((1, 2048), (32, 2048), (128, 2048))
 """Loads of which step times are shown: decoding streams, and tokens of context of each."""
+SEEN = ("steps\nseen", "ITL\nerror", "TTFT\nerror")
+MEANING = "ms at n: a decode step of n streams, each with a context of 2k tokens."
+WIDEST = 1000
+"""Columns that a table may take: longer lines are better than names that can't be copied."""
 ENOUGH_STEPS = 1000
 """Some fifty requests show so many steps; step times are then known within 10 %."""
 STEPS_PER_REQUEST = 20
@@ -53,8 +58,13 @@ def calibrate(
     if as_json:
         sys.stdout.buffer.write(to_json(timing))
         return
-    lines = [*doubts(timing), *([f"Written to {out}."] if out is not None else ())]
-    Console(markup=False, highlight=False).print(table(timing), *lines, sep="\n")
+    lines = [MEANING, *doubts(timing), *([f"Written to {out}."] if out is not None else ())]
+    console = Console(markup=False, highlight=False)
+    for shown in tables(timing):
+        wide = console.measure(shown, options=console.options.update(width=WIDEST)).maximum
+        console.width = max(console.width, wide)
+        console.print(shown, "")
+    console.print(*lines, sep="\n", soft_wrap=True)
 
 
 async def fetch(admin: str) -> Timing:
@@ -75,19 +85,26 @@ async def fetch(admin: str) -> Timing:
     return from_json(body, url)
 
 
-def table(timing: Timing) -> Table:
+def tables(timing: Timing) -> Iterator[Table]:
+    """One a model, so that a worker's name has room in its row."""
+    for model in dict.fromkeys(worker.model for worker in timing.workers):
+        yield _table(model, [worker for worker in timing.workers if worker.model == model])
+
+
+def _table(model: str, workers: Sequence[WorkerTiming]) -> Table:
     """One worker a row."""
-    shown = Table(caption="ms: a decode step of so many streams of 2k tokens each")
-    for header in ("worker", "model"):
-        shown.add_column(header, overflow="fold")
-    for streams, _ in SHOWN:
-        shown.add_column(f"ms at {streams}", justify="right")
-    for header in ("steps seen", "ITL error", "TTFT error"):
-        shown.add_column(header, justify="right")
-    for worker in timing.workers:
+    shown = Table(
+        title=Text(model),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    shown.add_column("worker", no_wrap=True)
+    for header in (*(f"ms at\n{streams}" for streams, _ in SHOWN), *SEEN):
+        shown.add_column(header, justify="right", no_wrap=True)
+    for worker in workers:
         shown.add_row(
             worker.id,
-            worker.model,
             *(f"{1e3 * worker.step.step_s(n, kv=n * each):.1f}" for n, each in SHOWN),
             f"{worker.step.samples:,}",
             *(

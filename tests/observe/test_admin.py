@@ -246,6 +246,21 @@ def test_the_command_writes_a_file_that_can_be_read_back(
     assert printed.stdout_bytes == path.read_bytes()
 
 
+@pytest.mark.parametrize("name", ["http://10.128.0.117:8000", "http://llama-70b-0.llama" * 4])
+def test_the_name_of_a_worker_is_never_cut_or_folded(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    models = ("meta-llama/Llama-3.1-70B-Instruct", "m")
+    workers = tuple(replace(KNOWN, id=f"{name}/{i}", model=model) for i, model in enumerate(models))
+    monkeypatch.setattr(calibrate, "fetch", told(Timing(workers=workers, models={})))
+    shown = CliRunner().invoke(command_line, ["calibrate"], env={"COLUMNS": "80"})
+    lines = shown.output.splitlines()
+    for worker in workers:
+        row = next(line for line in lines if line.startswith(worker.id))
+        assert "5,000" in row
+    assert all(len(line.rstrip()) <= 80 for line in lines) == (len(name) < 33)
+
+
 def test_a_folder_that_is_not_there_is_told_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ SCENARIO = Scenario(
     requests=(Requests(rate=5.0),),
     faults=(
         Fault(kind="slow", worker="w3", at_s=30, for_s=20),
+        Fault(kind="link", worker="w1", at_s=60, for_s=10, factor=50),
         Fault(kind="crash", worker="*", at_s=90, for_s=2, every_s=10),
     ),
 )

@@ -78,9 +78,37 @@ def test_pairing_finds_what_seeds_would_hide() -> None:
     assert difference(theirs, ours).verdict == "worse"
 
 
-def test_a_difference_that_chance_may_explain_is_a_tie() -> None:
-    ours, theirs = with_attainment("a", 0.9, 0.8, 0.9), with_attainment("b", 0.8, 0.9, 0.85)
+def test_a_small_difference_that_chance_may_explain_is_a_tie() -> None:
+    ours, theirs = with_attainment("a", 0.9, 0.8, 0.9), with_attainment("b", 0.9, 0.801, 0.899)
     assert difference(ours, theirs).verdict == "tied"
+
+
+def test_a_wide_interval_around_none_is_no_tie() -> None:
+    """Two seeds, 98 against 61 %: they may be worlds apart."""
+    ours, theirs = with_attainment("a", 0.99, 0.97), with_attainment("b", 0.40, 0.82)
+    assert difference(ours, theirs).verdict == "unsure"
+    comparison = compare([*ours, *theirs])
+    assert comparison.tied_with_best == ("a",)
+    assert comparison.not_told_apart == ("b",)
+
+
+def test_as_good_on_average_is_no_tie_if_seeds_disagree() -> None:
+    ours, theirs = with_attainment("a", 0.9, 0.5), with_attainment("b", 0.5, 0.9)
+    assert difference(ours, theirs).verdict == "unsure"
+
+
+def test_an_interval_ends_where_the_possible_does() -> None:
+    """With two seeds that differ, Student's interval reaches beyond 1 and below 0."""
+    runs = [played("a", seed, skill) for seed, skill in ((0, 1.0), (1, 0.0))]
+    figures = compare(runs).policies["a"].figures
+    kept, ttft_s = figures["attainment"], figures["ttft_p99_s"]
+    assert kept is not None
+    assert ttft_s is not None
+    assert (kept.high, ttft_s.low) == (1.0, 0.0)
+    assert kept.margin is not None
+    assert kept.margin > 1.0 - kept.mean
+    assert ttft_s.margin is not None
+    assert ttft_s.high == pytest.approx(ttft_s.mean + ttft_s.margin)
 
 
 def test_a_sure_difference_of_less_than_a_tenth_of_a_point_is_a_tie() -> None:
@@ -102,7 +130,7 @@ def test_differences_are_taken_over_common_seeds_only() -> None:
 def test_whoever_is_better_has_someone_worse(shares: list[tuple[float, float]]) -> None:
     ours = with_attainment("a", *(a for a, _ in shares))
     theirs = with_attainment("b", *(b for _, b in shares))
-    opposite = {"better": "worse", "worse": "better", "tied": "tied"}
+    opposite = {"better": "worse", "worse": "better", "tied": "tied", "unsure": "unsure"}
     assert difference(theirs, ours).verdict == opposite[difference(ours, theirs).verdict]
 
 

@@ -75,6 +75,31 @@ def test_a_tie_is_called_one() -> None:
     assert "tied with b" in report.headline(tied)
 
 
+def two_that_chance_may_have_parted() -> Comparison:
+    """98 and 61 % over two seeds: the interval of the difference contains 0."""
+    shares = {"headroom": (0.99, 0.97), "least-requests": (0.40, 0.82)}
+    return compare(
+        [
+            msgspec.structs.replace(played(name, seed, 1.0), attainment=kept)
+            for name, both in shares.items()
+            for seed, kept in enumerate(both)
+        ],
+        {"load": "1"},
+    )
+
+
+def test_what_chance_may_have_made_is_called_not_told_apart_everywhere() -> None:
+    unsure = two_that_chance_may_have_parted()
+    assert "not told apart from least-requests: more seeds" in report.headline(unsure)
+    assert "tied" not in report.headline(unsure)
+    assert "not told apart" in printed(unsure, width=80)
+    assert report.starred(unsure, "least-requests").endswith(" ?")
+    assert "In 2 not all are told apart" in report.sweep_headline([unsure, unsure])
+    text = page(SCENARIO, [unsure])
+    assert "<small>not told apart</small>" in text
+    assert "tied with best" not in text
+
+
 def test_the_oracle_is_named_beside_the_best() -> None:
     said = report.headline(comparison(["headroom", "least-requests", "oracle"]))
     assert said.startswith("headroom keeps")
@@ -85,7 +110,34 @@ def test_the_tables_name_every_policy_tier_and_cause() -> None:
     text = printed(comparison())
     for word in (*SKILLS, "premium", "standard", "ttft", "TTFT", "KV use", "weighted", "worse"):
         assert word in text
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_nothing_is_cut_however_narrow_the_terminal(width: int) -> None:
+    text = printed(comparison(["headroom", "prefix-affinity", "least-requests"], 2), width=width)
     assert "…" not in text
+    assert all(len(line.rstrip()) <= width for line in text.splitlines())
+
+
+def test_what_is_kept_and_the_difference_stand_in_one_line_on_80_columns() -> None:
+    shown = comparison(["headroom", "prefix-affinity", "kv-cost-output"], 2)
+    _, _, table = printed(shown, width=80).partition("verdict")
+    lines = table.splitlines()
+    for name, standing in shown.policies.items():
+        line = next(line for line in lines if line.startswith(name))
+        assert report.share(standing.attainment) in line
+        assert report.gained(standing) in line
+        assert line.rstrip().endswith(report.judged(standing))
+
+
+def test_a_single_policy_is_not_said_to_be_the_best_of_all() -> None:
+    alone = [comparison(["headroom"], load=load) for load in ("1", "2")]
+    assert report.sweep_headline(alone) == ""
+    assert "best" not in printed(*alone)
+    text = page(SCENARIO, alone)
+    assert "is best" not in text
+    assert "<small>" not in text
+    assert "* the best" not in text
 
 
 def test_a_sweep_is_one_table_more() -> None:
@@ -145,7 +197,14 @@ def test_every_chart_has_words_for_who_cannot_see_it() -> None:
 
 def test_the_page_shows_faults_promises_and_late_workers() -> None:
     text = page(SCENARIO, [comparison()])
-    for words in ("w3 3x slower", "all crash", "late0 added", "promised: 500 ms", "TTFT, premium"):
+    for words in (
+        "w3 3x slower",
+        "w1 link 50x slower",
+        "all crash",
+        "late0 added",
+        "promised: 500 ms",
+        "TTFT, premium",
+    ):
         assert words in text
 
 
@@ -174,6 +233,15 @@ def test_nothing_answered_is_drawn_too() -> None:
         ),
     )
     parsed(page(SCENARIO, [compare([empty])]))
+
+
+def test_no_table_has_more_columns_than_a_page_is_wide() -> None:
+    moved = [
+        msgspec.structs.replace(r, total=msgspec.structs.replace(r.total, moved=7))
+        for r in comparison().results
+    ]
+    for table in parsed(page(SCENARIO, [compare(moved)])).iter("table"):
+        assert len(next(table.iter("tr"))) <= 8
 
 
 # Charts.

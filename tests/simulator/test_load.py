@@ -232,18 +232,31 @@ def test_overrides_take_the_place_of_what_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("requests.0.rat", "4", "8: requests[0].rat: unknown key, did you mean rate (a number "
+        ("requests.0.rat", "4", "requests[0].rat: unknown key, did you mean rate (a number "
          "above 0)?"),
-        ("requests.0.rate", "many", "8: requests[0].rate: expected a number above 0, got 'many'"),
-        ("requests.0.prompt", "[1, a]", "8: requests[0].prompt[1]: expected a whole number of at "
+        ("requests.0.rate", "many", "requests[0].rate: expected a number above 0, got 'many'"),
+        ("requests.0.prompt", "[1, a]", "requests[0].prompt[1]: expected a whole number of at "
          "least 1, got 'a'"),
-        ("requests.1.rate", "4", "requests.1.rate=4: there is no 1 in a list of 1"),
-        ("requests.first.rate", "4", "requests.first.rate=4: there is no first in a list of 1"),
-        ("seconds.count", "4", "seconds.count=4: there is no count in 60"),
-        ("load", "[1", "load=[1: this is not YAML"),
-        ("tiers.standart.ttft_s", "1", "6: tiers.standart: no requests are of this tier"),
-        ("second", "2", "1: second: unknown key, did you mean seconds (a number above 0)?"),
+        ("requests.1.rate", "4", "there is no 1 in a list of 1"),
+        ("requests.first.rate", "4", "there is no first in a list of 1"),
+        ("seconds.count", "4", "there is no count in 60"),
+        ("load", "[1", "this is not YAML"),
+        ("tiers.standart.ttft_s", "1", "tiers.standart: no requests are of this tier"),
+        ("second", "2", "second: unknown key, did you mean seconds (a number above 0)?"),
     ],
 )  # fmt: skip
-def test_a_wrong_override_is_told(tmp_path: Path, key: str, value: str, says: str) -> None:
-    assert complaints(tmp_path, SMALL, (key, value)) == [says]
+def test_a_wrong_setting_is_told_as_it_was_given(
+    tmp_path: Path, key: str, value: str, says: str
+) -> None:
+    assert complaints(tmp_path, SMALL, (key, value)) == [f"--set {key}={value}: {says}"]
+
+
+def test_a_wrong_swept_value_is_told_as_one(tmp_path: Path) -> None:
+    (path := tmp_path / "s.yaml").write_text(SMALL)
+    with pytest.raises(ConfigError, match=r"^--sweep load=fast: load: expected a number above 0"):
+        load_scenario(path, [("load", "2")], [("load", "fast")])
+
+
+def test_what_a_setting_makes_wrong_elsewhere_is_told_with_its_line(tmp_path: Path) -> None:
+    wrong = complaints(tmp_path, SMALL + "warmup_s: 10\n", ("seconds", "5"))
+    assert wrong == ["9: warmup_s: nothing would count: the scenario lasts 5 s"]

@@ -39,6 +39,7 @@ class Reader:
         self._environ = environ
         self._source = source
         self._lines: dict[str, int] = {}
+        self._elsewhere: dict[str, str] = {}
         self._complaints: list[tuple[str, str]] = []
 
     def read(
@@ -66,10 +67,13 @@ class Reader:
         """Note a problem at a place such as `models[0].workers[1].url`."""
         self._complaints.append((place, what))
 
+    def comes_from(self, place: str, source: str) -> None:
+        """What stands at this place and below it was not in the text, but came from this source."""
+        self._elsewhere[place] = source
+
     def is_sound(self, place: str) -> bool:
         """Has nothing been wrong at this place or below it?"""
-        inside = re.compile(rf"{re.escape(place)}(?![^.\[])")
-        return not any(inside.match(wrong) for wrong, _ in self._complaints)
+        return not any(_within(wrong, place) for wrong, _ in self._complaints)
 
     def problems(self) -> list[str]:
         """One sentence for each problem, in the order of the text."""
@@ -77,8 +81,13 @@ class Reader:
             ((self._line(at), at, what) for at, what in self._complaints), key=itemgetter(0)
         )
         return [
-            f"{self._source}:{line}: {at}{': ' if at else ''}{what}" for line, at, what in placed
+            f"{self._from(at, line)}: {at}{': ' if at else ''}{what}" for line, at, what in placed
         ]
+
+    def _from(self, place: str, line: int) -> str:
+        """Where one finds it: the last that put something there, else the text."""
+        others = [source for at, source in self._elsewhere.items() if _within(place, at)]
+        return others[-1] if others else f"{self._source}:{line}"
 
     def _line(self, place: str) -> int:
         """The line of a place, or of the nearest one around it that the text has."""
@@ -243,3 +252,8 @@ def _number(text: str, kind: Number) -> Any:
 
 def _under(place: str, key: str) -> str:
     return f"{place}.{key}" if place else key
+
+
+def _within(place: str, around: str) -> bool:
+    """Is it this place, or one below it?"""
+    return place.startswith(around) and place[len(around) : len(around) + 1] in ("", ".", "[")

@@ -124,7 +124,7 @@ def plan(
     profiles = profiles_of(timing) if timing else by_name
     jobs = []
     for at in _combinations(sweeps):
-        scenario = load_scenario(path, [*settings, *at])
+        scenario = load_scenario(path, settings, at)
         if timing:
             scenario = _on_fleet(scenario, timing, [key for key, _ in (*settings, *at)])
         jobs += [

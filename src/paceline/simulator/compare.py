@@ -7,7 +7,7 @@ the same arrivals and lengths in both: their mean is known much better than eith
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -18,9 +18,12 @@ from paceline.simulator.result import Result
 
 NO_MATTER = 0.001
 """Differences in attainment below a tenth of a point are none, however sure they are."""
+CLOSE = 0.02
+"""Two policies are as good as each other only if all of the interval is within so much attainment:
+a test of equivalence. A wide interval that contains 0 shows nothing."""
 
 Verdict = Literal["better", "worse", "tied", "unsure"]
-"""unsure: there are not two seeds to tell chance from merit."""
+"""unsure: chance can't be told from merit, for there are too few seeds."""
 
 METRICS: dict[str, Callable[[Result], float | None]] = {
     "attainment": lambda r: r.attainment,
@@ -44,19 +47,20 @@ METRICS: dict[str, Callable[[Result], float | None]] = {
     "cost_per_million_tokens": lambda r: r.cost_per_million_tokens,
     "cost_per_million_kept_tokens": lambda r: r.cost_per_million_kept_tokens,
 }
+"""None of them is ever below 0."""
+SHARES = ("attainment", "weighted_attainment", "kv_mean", "kv_p99")
+"""Those that are never above 1."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
     """A mean over seeds and its 95 % interval, which is None with fewer than two of them."""
 
     mean: float
-    low: float | None
-    high: float | None
-
-    @property
-    def margin(self) -> float | None:
-        """Half of the interval."""
-        return None if self.high is None else self.high - self.mean
+    low: float | None = None
+    high: float | None = None
+    """The interval ends where the possible does."""
+    margin: float | None = None
+    """Half of the interval, before it is cut there."""
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -97,7 +101,9 @@ class Comparison(msgspec.Struct, frozen=True):
     best: str
     """The highest mean attainment, apart from the oracle's, which no real policy has to match."""
     tied_with_best: tuple[str, ...]
-    """All policies that are not shown to be worse than the best one, itself among them."""
+    """The best one, and those that are as good."""
+    not_told_apart: tuple[str, ...]
+    """Those that may be as good as the best one or not: more seeds would tell."""
     policies: dict[str, Standing]
     """In the order in which they were named; the first is what others are compared with."""
     results: tuple[Result, ...]
@@ -121,14 +127,14 @@ def compare(results: Sequence[Result], at: Mapping[str, str] | None = None) -> C
     runs = {name: _of(results, name) for name in names}
     rivals = [name for name in names if name != ORACLE] or names
     best = max(rivals, key=lambda name: fmean(r.attainment for r in runs[name]))
+    verdicts = {name: difference(runs[name], runs[best]).verdict for name in rivals if name != best}
     return Comparison(
         scenario=results[0].scenario,
         at=dict(at or {}),
         seeds=tuple(sorted({result.seed for result in results})),
         best=best,
-        tied_with_best=tuple(
-            n for n in rivals if n == best or difference(runs[n], runs[best]).verdict != "worse"
-        ),
+        tied_with_best=tuple(n for n in rivals if n == best or verdicts[n] == "tied"),
+        not_told_apart=tuple(n for n, verdict in verdicts.items() if verdict == "unsure"),
         policies={name: _standing(runs[name], runs[names[0]]) for name in names},
         results=tuple(result for name in names for result in runs[name]),
     )
@@ -138,7 +144,7 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference:
     """Paired over the seeds that both played."""
     their_attainment = {result.seed: result.attainment for result in theirs}
     gains = [r.attainment - their_attainment[r.seed] for r in ours if r.seed in their_attainment]
-    gain = estimate(gains)
+    gain = estimate(gains, -1.0, 1.0)
     if gain is None:
         raise ValueError(f"{ours[0].policy} and {theirs[0].policy} have no seed in common")
     return Difference(ours[0].policy, theirs[0].policy, gain, verdict(gain))
@@ -149,19 +155,22 @@ def verdict(gain: Estimate) -> Verdict:
     if gain.low is None or gain.high is None:
         return "unsure"
     if gain.low <= 0 <= gain.high or abs(gain.mean) < NO_MATTER:
-        return "tied"
+        return "tied" if max(-gain.low, gain.high) <= CLOSE else "unsure"
     return "better" if gain.mean > 0 else "worse"
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
-    """Student's interval: the mean's standard error is itself estimated, from few seeds."""
+def estimate(values: Sequence[float], least: float = -inf, most: float = inf) -> Estimate | None:
+    """Student's interval: the mean's standard error is itself estimated, from few seeds.
+
+    It knows nothing of what is possible, so it is cut at the least and the most that is.
+    """
     if not values:
         return None
     mean = fmean(values)
     if len(values) < 2:
-        return Estimate(mean, None, None)
+        return Estimate(mean)
     margin = t_quantile(len(values) - 1) * stdev(values) / sqrt(len(values))
-    return Estimate(mean, mean - margin, mean + margin)
+    return Estimate(mean, max(mean - margin, least), min(mean + margin, most), margin)
 
 
 def t_quantile(freedom: int) -> float:
@@ -181,7 +190,11 @@ def _of(results: Sequence[Result], policy: str) -> tuple[Result, ...]:
 
 def _standing(runs: Sequence[Result], first: Sequence[Result]) -> Standing:
     figures = {
-        name: estimate([value for run in runs if (value := metric(run)) is not None])
+        name: estimate(
+            [value for run in runs if (value := metric(run)) is not None],
+            least=0.0,
+            most=1.0 if name in SHARES else inf,
+        )
         for name, metric in METRICS.items()
     }
     tiers: dict[str, list[float]] = {}
@@ -190,6 +203,6 @@ def _standing(runs: Sequence[Result], first: Sequence[Result]) -> Standing:
             tiers.setdefault(tier, []).append(group.attainment)
     return Standing(
         figures=figures,
-        tiers={tier: share for tier, shares in tiers.items() if (share := estimate(shares))},
+        tiers={t: share for t, all_ in tiers.items() if (share := estimate(all_, 0.0, 1.0))},
         to_first=None if runs[0].policy == first[0].policy else difference(runs, first),
     )

@@ -108,7 +108,8 @@ def _bands(scenario: Scenario, x: Axis) -> Iterator[Band]:
 
 
 def _fault(fault: Fault) -> str:
-    what = f"{fault.factor:g}x slower" if fault.kind == "slow" else fault.kind
+    slower = f"{fault.factor:g}x slower"
+    what = {"slow": slower, "link": f"link {slower}"}.get(fault.kind, fault.kind)
     return f"{'all' if fault.worker == '*' else fault.worker} {what}"
 
 

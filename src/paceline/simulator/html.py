@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from math import inf
 from statistics import fmean
@@ -10,7 +10,7 @@ from statistics import fmean
 from paceline.markup import Markup, join, tag
 from paceline.simulator import report
 from paceline.simulator.charts import bar, patterns
-from paceline.simulator.compare import Comparison, Estimate
+from paceline.simulator.compare import CLOSE, Comparison, Estimate
 from paceline.simulator.figures import Styles, curves, legend, over_time, panel, span, swept
 from paceline.simulator.result import CAUSES
 from paceline.simulator.scenario import Scenario
@@ -80,7 +80,8 @@ def _comparison(scenario: Scenario, comparison: Comparison, styles: Styles, fold
         legend(order, styles),
         curves(scenario, comparison, order, styles),
         tag("h2", "Times, cost and resources"),
-        _figures_table(comparison, order),
+        tag("p", "Over all tiers; times of requests that got tokens.", class_="note"),
+        *_figures_tables(comparison, order),
         tag("h2", "Workers"),
         *(_workers_table(comparison, name) for name in order),
     ]
@@ -101,7 +102,10 @@ def _kept_table(comparison: Comparison, order: Sequence[str]) -> Markup:
         cells = [cell(standing) for cell in report.KEPT.values()]
         shares = [report.share(standing.tiers.get(tier)) for tier in tiers]
         rows.append([_named(comparison, name), drawn, *cells, *shares])
-    caption = "Means over seeds, ± half of the 95 % interval, which is drawn on the bar."
+    caption = (
+        "Means over seeds, ± half of the 95 % interval, which is drawn on the bar as far as it "
+        "is possible."
+    )
     heads = ["policy", DRAWN, *report.KEPT, *(f"{tier}, %" for tier in tiers)]
     return _table(caption, heads, rows)
 
@@ -131,13 +135,15 @@ def _mirrored(kept: Estimate, most: float) -> tuple[float | None, float | None]:
     return (1 - kept.high) / most, (1 - kept.low) / most
 
 
-def _figures_table(comparison: Comparison, order: Sequence[str]) -> Markup:
-    columns = {**report.WORTH, **report.TIMES, **report.measures_of(comparison)}
-    rows = [
-        [_named(comparison, name), *(cell(comparison.policies[name]) for cell in columns.values())]
-        for name in order
-    ]
-    return _table("Over all tiers; times of requests that got tokens.", ["policy", *columns], rows)
+def _figures_tables(comparison: Comparison, order: Sequence[str]) -> Iterator[Markup]:
+    """Several, as one would be wider than the page."""
+    for columns in (report.TIMES, report.WORTH, report.measures_of(comparison)):
+        if columns:
+            rows = [
+                [name, *(cell(comparison.policies[name]) for cell in columns.values())]
+                for name in order
+            ]
+            yield _table("", ["policy", *columns], rows)
 
 
 def _workers_table(comparison: Comparison, policy: str) -> Markup:
@@ -176,9 +182,10 @@ def _sweep(comparisons: Sequence[Comparison], styles: Styles) -> Markup:
         panels.append(panel(others, swept(group, key, styles, "attainment", "kept, %", 100.0)))
         goodput = swept(group, key, styles, "goodput_requests_per_s", "goodput, requests/s", 1.0)
         panels.append(panel(others, goodput))
+    said = report.sweep_headline(comparisons)
     return tag(
         "section",
-        tag("p", report.sweep_headline(comparisons), class_="headline"),
+        tag("p", said, class_="headline") if said else "",
         tag("h2", f"Over {key}"),
         legend(list(styles), styles),
         tag("div", *panels, class_="panels wide"),
@@ -191,8 +198,7 @@ def _sweep_table(comparisons: Sequence[Comparison], policies: Sequence[str]) -> 
     for c in comparisons:
         kept = [report.starred(c, name) for name in policies]
         rows.append([", ".join(c.at.values()), *kept])
-    caption = "Promises kept, %. * is the best, or tied with it."
-    return _table(caption, [", ".join(comparisons[0].at), *policies], rows)
+    return _table(report.sweep_title(policies), [", ".join(comparisons[0].at), *policies], rows)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -212,10 +218,10 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _named(comparison: Comparison, policy: str) -> Markup:
-    """A policy and whether it leads, in words."""
-    leads = policy in comparison.tied_with_best
-    lead = "best" if policy == comparison.best else "tied with best" if leads else ""
-    return join([policy, " ", tag("small", lead)] if lead else [policy])
+    """A policy and how it stands to the best, in words."""
+    leads = "best" if policy == comparison.best else "tied with best"
+    stands = {"*": leads, "?": "not told apart"}.get(report.mark(comparison, policy))
+    return join([policy, " ", tag("small", stands)] if stands else [policy])
 
 
 def _style() -> Markup:
@@ -238,8 +244,9 @@ NOTES = tag(
         "is a deadline. Requests that were turned away, failed, broke off or were left unfinished "
         "count as broken promises; one that was degraded is measured by what its own tier "
         "promises. Intervals are 95 % of "
-        "Student's t over seeds; differences are paired by seed, and called tied if their "
-        "interval contains 0 or they are below a tenth of a point. Timing comes from a model of "
-        "the engines, not from real ones. Times are within 2.2 %.",
+        "Student's t over seeds; differences are paired by seed, and called tied if 0 is in their "
+        f"interval and all of it within {CLOSE * 100:.0f} points, or if they are below a tenth of "
+        "a point. A wider interval around 0 shows nothing: not told apart. Timing comes from a "
+        "model of the engines, not from real ones. Times are within 2.2 %.",
     ),
 )

@@ -45,10 +45,13 @@ BIG_FILES = "PACELINE_DATA"
 MAP, TEXT, NULL = (f"tag:yaml.org,2002:{name}" for name in ("map", "str", "null"))
 
 
-def load_scenario(path: Path, overrides: Sequence[Override] = ()) -> Scenario:
+def load_scenario(
+    path: Path, overrides: Sequence[Override] = (), swept: Sequence[Override] = ()
+) -> Scenario:
     """The scenario in a file, or a `ConfigError` with all that is wrong. Paths become absolute."""
     reader = Reader(os.environ, str(path))
-    scenario = reader.read(text_of(path), Scenario, partial(_override, overrides=overrides))
+    put = [("--set", *setting) for setting in overrides] + [("--sweep", *at) for at in swept]
+    scenario = reader.read(text_of(path), Scenario, partial(_override, reader=reader, put=put))
     if scenario is not None:
         files = tuple(_with_file(asked, path.parent) for asked in scenario.requests)
         scenario = replace(scenario, name=scenario.name or path.stem, requests=files)
@@ -75,23 +78,36 @@ def _with_file(asked: Requests, folder: Path) -> Requests:
 # Overrides
 
 
-def _override(root: yaml.Node, overrides: Sequence[Override]) -> None:
+def _override(root: yaml.Node, reader: Reader, put: Sequence[tuple[str, str, str]]) -> None:
     """Put settings where the file has others, so that they are checked as if it had them."""
-    for key, text in overrides:
+    for option, key, text in put:
         *way, last = key.replace("[", ".").replace("]", "").split(".")
+        given = f"{option} {key}={text}"
         try:
-            node = root
+            node, place = root, ""
             for part in way:
-                empty = yaml.MappingNode(MAP, [], node.start_mark)
-                node = _item(node, part) or _put(node, part, empty)
+                place = _place(node, part, place)
+                inside = _item(node, part)
+                if inside is None:
+                    inside = _put(node, part, yaml.MappingNode(MAP, [], node.start_mark))
+                    reader.comes_from(place, given)
+                node = inside
             _put(node, last, _value(text, node.start_mark))
+            reader.comes_from(_place(node, last, place), given)
         except (LookupError, yaml.YAMLError) as trouble:
             why = trouble.args[0] if isinstance(trouble, LookupError) else "this is not YAML"
-            raise ConfigError([f"{key}={text}: {why}"]) from None
+            raise ConfigError([f"{given}: {why}"]) from None
+
+
+def _place(node: yaml.Node, part: str, around: str) -> str:
+    """What the reader calls a part of this node."""
+    if isinstance(node, yaml.SequenceNode):
+        return f"{around}[{part}]"
+    return f"{around}.{part}" if around else part
 
 
 def _value(text: str, around: yaml.Mark) -> yaml.Node:
-    """The value as if it stood in the line of what is around it, which complaints will name."""
+    """The value as if it stood in the line of what is around it, where complaints are in order."""
     node = yaml.compose("\n" * around.line + text, yaml.SafeLoader)
     return node or yaml.ScalarNode(NULL, "", around)
 

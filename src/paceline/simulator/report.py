@@ -12,12 +12,15 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from paceline.simulator.compare import Comparison, Difference, Estimate, Standing
+from paceline.simulator.compare import Comparison, Estimate, Standing, Verdict
 from paceline.simulator.oracle import ORACLE
 from paceline.simulator.result import CAUSES
 
 MANY_POLICIES = 5
 """From so many on, a sweep has its policies in rows."""
+SAID: dict[Verdict, str] = {"unsure": "not told apart"}
+"""What a verdict is called in words, if not as it is."""
+MARKS = "* the best, or tied with it; ? not told apart from it"
 
 
 def as_json(comparisons: Sequence[Comparison]) -> bytes:
@@ -31,18 +34,16 @@ def for_terminal(comparisons: Sequence[Comparison]) -> Iterator[RenderableType]:
         yield Text(title(comparison), style="bold")
         yield Text(headline(comparison))
         yield ""
-        yield figures_table(comparison, {**KEPT, **WORTH})
-        yield ""
-        yield figures_table(comparison, TIMES)
-        yield ""
-        if measures := measures_of(comparison):
-            yield figures_table(comparison, measures)
-            yield ""
+        for columns in (KEPT, WORTH, TIMES, measures_of(comparison)):
+            if columns:
+                yield figures_table(comparison, columns)
+                yield ""
         yield tiers_table(comparison)
         yield ""
     if len(comparisons) > 1:
-        yield Text(sweep_headline(comparisons))
-        yield ""
+        if said := sweep_headline(comparisons):
+            yield Text(said)
+            yield ""
         yield sweep_table(comparisons)
 
 
@@ -61,23 +62,32 @@ def headline(comparison: Comparison) -> str:
     if len(comparison.seeds) < 2:
         return f"{said}, the most of {len(others) + 1}; one seed can't tell merit from chance."
     ties = [name for name in others if name in comparison.tied_with_best]
-    clauses = [f"tied with {listed(ties)}"] if ties else []
-    if behind := [comparison.difference(best, name) for name in others if name not in ties]:
+    unsure = comparison.not_told_apart
+    clauses = [f" tied with {listed(ties)}"] if ties else []
+    if behind := [comparison.difference(best, n) for n in others if n not in (*ties, *unsure)]:
         lead = min(behind, key=lambda difference: difference.attainment.mean)
-        clauses.append(f"{share(lead.attainment)} points more than {lead.to}")
-    said = f"{said}, {' and '.join(clauses)}, {seeds}."
+        clauses.append(f" {share(lead.attainment)} points more than {lead.to}")
+    said = f"{said}{',' * bool(clauses)}{' and'.join(clauses)}, {seeds}."
+    if unsure:
+        said = f"{said} It is not told apart from {listed(unsure)}: more seeds would tell."
     if ORACLE not in comparison.policies or best == ORACLE:
         return said
     return f"{said} The oracle, which need not learn or guess, keeps {_kept(comparison, ORACLE)} %."
 
 
 def sweep_headline(comparisons: Sequence[Comparison]) -> str:
-    """Who leads how often."""
+    """Who leads how often; nothing where there is nobody to lead."""
+    if not any(len(c.policies) > 1 for c in comparisons):
+        return ""
     leads = Counter(name for c in comparisons for name in c.tied_with_best)
     (first, times), *others = leads.most_common()
     settings = counted(len(comparisons), "setting")
     said = f"{first} is best, or tied with the best, in {times} of {settings}"
-    return f"{said}{''.join(f', {name} in {n}' for name, n in others)}."
+    said = f"{said}{''.join(f', {name} in {n}' for name, n in others)}."
+    unsure = sum(bool(c.not_told_apart) for c in comparisons)
+    if unsure:
+        said = f"{said} In {unsure} not all are told apart from it: more seeds would tell."
+    return said
 
 
 def figures_table(comparison: Comparison, columns: Columns) -> Table:
@@ -100,7 +110,7 @@ def tiers_table(comparison: Comparison) -> Table:
     """Attainment by tier, and what broke the other promises."""
     tiers = comparison.tiers
     table = _table([*(f"{tier}, kept %" for tier in tiers), "broken by, % of requests"])
-    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    table.columns[-1].justify = "left"
     for name, standing in comparison.policies.items():
         kept = (share(standing.tiers.get(tier)) for tier in tiers)
         causes = ", ".join(f"{cause} {percent(part)}" for cause, part in broken(comparison, name))
@@ -118,18 +128,30 @@ def sweep_table(comparisons: Sequence[Comparison]) -> Table:
     if len(policies) >= MANY_POLICIES:
         heads, *rows = (list(column) for column in zip(heads, *rows, strict=True))
     table = _table(heads[1:], first=heads[0])
-    table.title = "Promises kept, % (* the best, or tied with it)"
+    table.title = sweep_title(policies)
     for row in rows:
         table.add_row(*row)
     return table
 
 
+def sweep_title(policies: Sequence[str]) -> str:
+    return f"Promises kept, % ({MARKS})" if len(policies) > 1 else "Promises kept, %"
+
+
 def starred(comparison: Comparison, policy: str) -> str:
-    """Attainment, with a star if no policy is shown to keep more."""
+    """Attainment, and how it stands to the best."""
     if policy not in comparison.policies:
         return "-"
-    kept = _kept(comparison, policy)
-    return f"{kept} *" if policy in comparison.tied_with_best else f"{kept}  "
+    return f"{_kept(comparison, policy)} {mark(comparison, policy)}"
+
+
+def mark(comparison: Comparison, policy: str) -> str:
+    """One of `MARKS`, or a space. Who plays alone has none."""
+    if len(comparison.policies) == 1:
+        return " "
+    if policy in comparison.tied_with_best:
+        return "*"
+    return "?" if policy in comparison.not_told_apart else " "
 
 
 def broken(comparison: Comparison, policy: str) -> list[tuple[str, float]]:
@@ -145,12 +167,19 @@ def share(estimate: Estimate | None) -> str:
     return number(estimate, scale=100, digits=1)
 
 
-def gained(difference: Difference | None) -> str:
+def gained(standing: Standing) -> str:
     """Against the first policy, in points of attainment."""
-    if difference is None:
+    if standing.to_first is None:
         return "-"
-    sign = "+" if difference.attainment.mean >= 0 else ""
-    return f"{sign}{share(difference.attainment)} {difference.verdict}"
+    gain = standing.to_first.attainment
+    return f"{'+' if gain.mean >= 0 else ''}{share(gain)}"
+
+
+def judged(standing: Standing) -> str:
+    """What that is worth."""
+    if standing.to_first is None:
+        return ""
+    return SAID.get(standing.to_first.verdict, standing.to_first.verdict)
 
 
 def number(estimate: Estimate | None, scale: float = 1.0, digits: int = 2) -> str:
@@ -199,8 +228,10 @@ Columns = Mapping[str, Callable[[Standing], str]]
 
 KEPT: Columns = {
     "kept, %": _figure("attainment", share),
-    "against the first, points": lambda standing: gained(standing.to_first),
+    "against the first, points": gained,
+    "verdict": judged,
 }
+"""What it is all about: narrow enough to be whole on 80 columns."""
 WORTH: Columns = {
     "weighted, %": _figure("weighted_attainment", share),
     "goodput, requests/s": _figure("goodput_requests_per_s", number),
@@ -229,7 +260,8 @@ def _table(heads: Sequence[str] | Columns, first: str = "policy") -> Table:
     table = Table(box=None, pad_edge=False, title_justify="left")
     table.add_column(first, no_wrap=True)
     for head in heads:
-        table.add_column(head.replace(", ", ",\n"), justify="right", no_wrap=True)
+        # Where there is no room a figure goes on in the next line, and nothing is cut.
+        table.add_column(head.replace(", ", ",\n"), justify="right", overflow="fold")
     return table
 
 
