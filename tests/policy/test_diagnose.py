@@ -156,6 +156,21 @@ def test_a_full_fleet_is_named_after_the_broken_worker_that_made_it_so() -> None
     ]
 
 
+def test_while_a_long_line_waits_prompts_that_crowd_engines_are_part_of_it() -> None:
+    losses = tuple(loss(Cause.OTHERS_PREFILL, w, 10) for w in ("w0", "w1", "w2"))
+    assert kinds(losses=losses, waiting={"m": 4}) == ["prefill_in_decode"]
+    (full,) = found(losses=(*losses, loss(Cause.GATEWAY_QUEUE, "", 2)), waiting={"m": 40})
+    assert (full.kind, full.hurt.promises_lost) == ("fleet_full", 32)
+
+
+def test_a_slow_worker_explains_the_long_prefills_on_it_and_no_others() -> None:
+    slow = worker("w0", slow_s=0.6, slowdown=2.5)
+    losses = loss(Cause.OTHERS_PREFILL, "w0", 6), loss(Cause.OTHERS_PREFILL, "w1", 9)
+    first, second = found(slow, worker("w1"), worker("w2"), losses=losses)
+    assert (first.kind, first.worker) == ("prefill_in_decode", "w1")
+    assert (second.kind, second.hurt.promises_lost) == ("slow_worker", 6)
+
+
 def test_waiting_in_an_engine_whose_cache_is_full_is_kv_pressure() -> None:
     full = worker("w0", preemptions=9, kv_used=0.99, waiting=12)
     assert kinds(full, worker("w1"), losses=(loss(Cause.ENGINE_QUEUE),)) == ["kv_pressure"]
