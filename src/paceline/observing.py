@@ -85,6 +85,8 @@ class Observing:
         observers: list[Observer] = [self._stalls.saw]
         if self._facts is not None:
             observers.append(self._facts.write)
+        if self.otel is not None:
+            observers.append(self.otel.saw)
         host.observers = observers
         listeners: list[Listener] = [self.metrics.over, self._cluster.over, _say]
         if self.otel is not None:

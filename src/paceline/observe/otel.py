@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from random import random
 from time import monotonic, time_ns
@@ -37,6 +37,8 @@ from opentelemetry.trace import (
 )
 
 from paceline import __version__
+from paceline.domain.commands import Command, Dispatch, Hold, Prefill
+from paceline.domain.facts import Fact
 from paceline.domain.outcome import Outcome
 from paceline.observe.ended import Life, Over
 from paceline.observe.otel_metrics import GenAiMetrics, attributes
@@ -118,11 +120,23 @@ class OpenTelemetry:
         headers[HEADER] = f"00-{ours.trace_id:032x}-{ours.span_id:016x}-01"
         return span
 
-    def turned(self, request_id: str, turn: str, because: str) -> None:
-        """It was moved, paused or turned away."""
+    def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
+        """The kernel has decided: requests wait, or are sent to workers."""
+        for command in commands:
+            match command:
+                case Hold(request_id, because):
+                    self.turned(request_id, "queued", because)
+                case Prefill(request_id, worker_id, because):
+                    self.turned(request_id, "prefill", because, worker_id)
+                case Dispatch(request_id, worker_id, because):
+                    self.turned(request_id, "dispatched", because, worker_id)
+
+    def turned(self, request_id: str, turn: str, because: str, worker_id: str = "") -> None:
+        """It waits, was sent to a worker, moved, paused or turned away."""
         _, span = self._open.get(request_id, ("", None))
         if span is not None:
-            span.add_event(turn, {"paceline.because": because})
+            where = {"paceline.worker": worker_id} if worker_id else {}
+            span.add_event(turn, {"paceline.because": because, **where})
 
     def over(self, ended: Over) -> None:
         """These requests are over."""
@@ -151,10 +165,6 @@ class OpenTelemetry:
         span.set_attributes(
             {name: value for name, value in details(outcome).items() if value not in (None, "")}
         )
-        if life.sent_at:
-            span.add_event(
-                "dispatched", {"paceline.queued_s": outcome.queued_s}, unix_ns(life.sent_at)
-            )
         if life.first_at:
             span.add_event("first token", None, unix_ns(life.first_at))
         if error:
@@ -230,6 +240,7 @@ def details(outcome: Outcome) -> dict[str, str | int | float | bool | None]:
         "paceline.kept": outcome.kept,
         "paceline.because": outcome.because,
         "paceline.attempts": outcome.attempts,
+        "paceline.queued_s": outcome.queued_s,
         "paceline.ttft_s": outcome.ttft_s,
         "paceline.itl_s": outcome.itl_s,
         "paceline.stall_s": outcome.stall_s,
