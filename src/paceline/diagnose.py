@@ -49,6 +49,7 @@ class _Answer(msgspec.Struct):
     requests: int
     promises_lost: int
     findings: list[_Finding]
+    overdue: int = 0
     notes: list[str] = []
 
 
@@ -111,7 +112,8 @@ def _read(body: bytes, url: str) -> _Answer:
 def shown(answer: _Answer) -> RenderableType:
     """The findings, worst first; without any, a sentence."""
     lost = f"{answer.promises_lost:,} of {answer.requests:,} promises lost"
-    last = "\n".join([f"{lost} in the last {answer.window_s:.0f} s.", *answer.notes])
+    overdue = f", {answer.overdue:,} of them overdue" if answer.overdue else ""
+    last = "\n".join([f"{lost} in the last {answer.window_s:.0f} s{overdue}.", *answer.notes])
     if not answer.findings:
         return Text(f"Nothing found. {last}")
     table = Table(show_lines=True)

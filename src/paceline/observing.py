@@ -85,6 +85,8 @@ class Observing:
         observers: list[Observer] = [self._stalls.saw]
         if self._facts is not None:
             observers.append(self._facts.write)
+        if self.otel is not None:
+            observers.append(self.otel.saw)
         host.observers = observers
         listeners: list[Listener] = [_say]
         counters: list[Counter] = [self.metrics.count, self._cluster.count]

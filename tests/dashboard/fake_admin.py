@@ -169,8 +169,10 @@ class FakeAdmin:
         }  # fmt: skip
         findings = [] if self.calm else [slow, down]
         kept = f"The GPUs of {MODEL} are 97% utilised, and every promise is kept."
-        return {"at": now, "window_s": 30.0, "requests": 2712, "promises_lost": 0 if self.calm
-                else 17, "findings": findings, "notes": [kept] if self.calm else []}  # fmt: skip
+        lost, overdue = (0, 0) if self.calm else (17, 5)
+        return {"at": now, "window_s": 30.0, "requests": 2712, "promises_lost": lost,
+                "overdue": overdue, "findings": findings,
+                "notes": [kept] if self.calm else []}  # fmt: skip
 
     def stalls(self, query: dict[str, str]) -> dict[str, Any]:
         now, limit = self.now(), int(query.get("limit", "200"))

@@ -63,6 +63,7 @@ def test_a_busy_fleet_has_every_section() -> None:
     assert text.count('class="tile ') == 64
     assert "costs" in text
     assert "(2) Paceline" in text
+    assert "2,712 requests in 30 s, 17 promises broken, 5 of them overdue" in text
 
 
 def test_a_worker_is_shown_closely_when_it_is_chosen() -> None:
@@ -82,7 +83,7 @@ def test_all_is_well_is_said_too() -> None:
     text = document(FakeAdmin(8, 100, calm=True))
     assert "Nothing found." in text
     assert "97% utilised, and every promise is kept" in text
-    assert "No token was late." in text
+    assert "No single gap was late" in text
 
 
 @pytest.mark.parametrize("lacking", [*([name] for name in ENDPOINTS), list(ENDPOINTS)], ids=str)

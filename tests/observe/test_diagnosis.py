@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from math import inf
 from typing import Any
 
 import msgspec
@@ -16,6 +17,10 @@ from typer.testing import CliRunner
 
 from paceline.cli import app as command_line
 from paceline.diagnose import NoDiagnosis, fetch
+from paceline.domain.facts import RequestArrived, WorkerAdded
+from paceline.domain.promise import Promise
+from paceline.domain.request import Request
+from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
 from paceline.observe.admin import admin_app
 from paceline.observe.diagnosis import GONE_S, Diagnosis
@@ -55,7 +60,7 @@ def named(watched: Watched, after_s: float) -> tuple[float, str, str]:
         ("crash", "lost_worker", 20.0),
         ("kv", "kv_pressure", 0.0),
         ("link", "slow_link", 0.0),
-        ("flood", "fleet_full", 26.0),
+        ("flood", "fleet_full", 20.0),
     ],
 )
 def test_each_trouble_is_named_first_within_fifteen_seconds(
@@ -109,7 +114,9 @@ def test_a_trouble_that_is_over_is_soon_forgotten_and_its_start_is_remembered() 
 def test_the_diagnosis_of_a_troubled_fleet_can_be_asked_for() -> None:
     client = TestClient(admin_of(played("kv").diagnosis))
     answer = client.get("/paceline/v1/diagnosis").json()
-    assert set(answer) == {"at", "window_s", "requests", "promises_lost", "findings", "notes"}
+    assert set(answer) == {
+        "at", "window_s", "requests", "promises_lost", "overdue", "findings", "notes"
+    }  # fmt: skip
     for finding in answer["findings"]:
         assert {"kind", "worker", "since", "says", "remedy", "evidence", "hurt"} <= set(finding)
 
@@ -135,9 +142,23 @@ def test_times_are_those_of_the_wall() -> None:
         "window_s": 30.0,
         "requests": 0,
         "promises_lost": 0,
+        "overdue": 0,
         "findings": [],
         "notes": [],
     }
+
+
+def test_what_is_overdue_counts_among_the_promises_lost() -> None:
+    now, kernel = 0.0, Kernel()
+    diagnosis = Diagnosis(kernel, stalls := Stalls(kernel), (lambda: now, lambda: now))
+    kernel.handle(WorkerAdded(Worker("w", "m", "http://w")), 0.0)
+    for name, tier, ttft_s in (("a", "chat", 1.0), ("b", "chat", 9.0), ("c", "batch", inf)):
+        arrived = RequestArrived(Request(name, "m", "acme", tier, Promise(ttft_s=ttft_s)))
+        stalls.saw(0.0, arrived, kernel.handle(arrived, 0.0))
+    now = 5.0
+    answer = asyncio.run(diagnosis.to_json())
+    assert (answer["requests"], answer["promises_lost"], answer["overdue"]) == (1, 1, 1)
+    assert diagnosis.look(now).waiting == {"m": 2}  # the batch job has time
 
 
 def test_over_quota_counts_within_the_window_alone() -> None:

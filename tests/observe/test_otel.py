@@ -26,6 +26,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from structlog.testing import capture_logs
 
+from paceline.domain.commands import Command, Dispatch, Hold, Prefill
+from paceline.domain.facts import TimerFired
 from paceline.domain.outcome import Outcome
 from paceline.observe.otel import OpenTelemetry
 from paceline.observe.sheet import sheet_of
@@ -120,6 +122,10 @@ def end(otel: OpenTelemetry, life: Any, outcome: Outcome) -> None:
     otel.count(sheet_of(outcome))
 
 
+def decided(otel: OpenTelemetry, *commands: Command) -> None:
+    otel.saw(0.0, TimerFired(), commands)
+
+
 def told(span: Any) -> dict[str, Any]:
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}
 
@@ -127,13 +133,25 @@ def told(span: Any) -> dict[str, Any]:
 def test_a_request_is_one_span_with_what_befell_it(server: Server) -> None:
     otel = OpenTelemetry(server.url, sample=1.0)
     otel.begin("r1", http())
+    decided(otel, Hold("r1", "no room"))
+    decided(otel, Dispatch("r1", "w0", "it has room"), Dispatch("r2", "w0", "it has room"))
     otel.turned("r1", "moved", "the worker hangs")
+    decided(otel, Prefill("r1", "p0", "long prompt"))
+    decided(otel, Dispatch("r1", "w1", "least cost", attempt=2))
     end(otel, life(), OUTCOME)
     otel.close()
     (span,) = server.spans
     attributes = told(span)
     assert span.name == "chat m"
-    assert [event.name for event in span.events] == ["moved", "dispatched", "first token"]
+    assert [(event.name, told(event).get("paceline.worker", "")) for event in span.events] == [
+        ("queued", ""),
+        ("dispatched", "w0"),
+        ("moved", ""),
+        ("prefill", "p0"),
+        ("dispatched", "w1"),
+        ("first token", ""),
+    ]
+    assert told(span.events[2])["paceline.because"] == "the worker hangs"
     assert attributes["gen_ai.operation.name"] == "chat"
     assert attributes["gen_ai.provider.name"] == "paceline"
     assert attributes["gen_ai.request.model"] == "m"
@@ -141,8 +159,7 @@ def test_a_request_is_one_span_with_what_befell_it(server: Server) -> None:
     assert attributes["paceline.request_id"] == "r1"
     assert attributes["paceline.kept"] is True
     assert "error.type" not in attributes
-    dispatched, first = span.events[1:]
-    assert first.time_unix_nano - dispatched.time_unix_nano == pytest.approx(1e8, rel=0.01)
+    assert span.end_time_unix_nano - span.events[-1].time_unix_nano == pytest.approx(8e8, rel=0.01)
     assert abs(span.end_time_unix_nano - time.time_ns()) < 5e9
 
 
@@ -154,7 +171,7 @@ def test_what_ended_badly_is_an_error_of_its_kind(server: Server) -> None:
     (span,) = server.spans
     assert told(span)["error.type"] == "502"
     assert span.status.message == "it died"
-    assert [event.name for event in span.events] == ["dispatched"]
+    assert not span.events
 
 
 def test_the_clients_trace_goes_on_and_the_engine_gets_our_span_as_its_parent(
@@ -302,6 +319,7 @@ def test_a_gateway_traces_from_the_client_to_the_engine(tmp_path: Path, server: 
     (span,) = server.spans
     assert span.trace_id.hex() == TRACE
     assert told(span)["paceline.request_id"] == "mine"
+    assert [event.name for event in span.events] == ["dispatched"]
     traced, not_traced = server.engine_headers
     assert traced["traceparent"] == f"00-{TRACE}-{span.span_id.hex()}-01"
     assert "traceparent" not in not_traced

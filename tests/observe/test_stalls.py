@@ -11,11 +11,14 @@ from troubled import CHAT, Watched, healthy
 
 from paceline.domain.commands import Dispatch, Prefill
 from paceline.domain.facts import (
+    DispatchFailed,
     FirstTokenSeen,
     Prefilled,
     RequestArrived,
     Step,
     StepsSeen,
+    StreamBroke,
+    StreamEnded,
     StreamStopped,
     WorkerAdded,
 )
@@ -64,6 +67,13 @@ def played(trouble: str) -> Watched:
         "link": lambda: Watched(healthy(network=Network(bytes_per_s=6000.0))),
         "crash": lambda: Watched(
             healthy(Fault(kind="crash", worker="w0", at_s=20, for_s=5, every_s=15))
+        ),
+        "moves": lambda: Watched(
+            healthy(
+                Fault(kind="hang", worker="w0", at_s=10, for_s=4, every_s=12),
+                Fault(kind="crash", worker="w1", at_s=12, for_s=4, every_s=9),
+                Fault(kind="slow", worker="w2", at_s=20, for_s=6, every_s=14, factor=10.0),
+            )
         ),
     }[trouble]()
     return watched.run()
@@ -126,12 +136,36 @@ def test_every_broken_promise_is_explained_once(trouble: str) -> None:
     assert explained == pytest.approx(broken, abs=max(0.05 * broken, 2))
 
 
-@pytest.mark.parametrize("trouble", ["slow", "hang", "documents", "flood", "kv", "places"])
+@pytest.mark.parametrize(
+    "trouble", ["slow", "hang", "documents", "flood", "kv", "places", "link", "crash", "moves"]
+)
 def test_the_causes_of_each_late_event_add_up_to_its_lateness(trouble: str) -> None:
     for late in played(trouble).late:
         assert sum(late.split.values()) == pytest.approx(late.late_s)
         assert 0.0 < late.late_s <= late.seconds * (1 + 1e-9)
         assert late.cause in late.split
+
+
+def test_each_move_is_a_gap_of_its_own_and_the_worker_that_was_left_is_to_blame() -> None:
+    """Two workers crashed; after the second one it took an attempt more."""
+    stalls, kernel = written_by("p")
+    broke = [StreamBroke("r", worker, "it crashed", 9, resumable=True) for worker in ("p", "d")]
+    stalls.saw(1.0, broke[0], [Dispatch("r", "d", "it has room")])
+    stalls.saw(1.6, FirstTokenSeen("r", 1.6), [])
+    stalls.saw(2.0, broke[1], [Dispatch("r", "p", "it has room")])
+    stalls.saw(3.5, DispatchFailed("r", "p", "refused"), [Dispatch("r", "e", "it has room")])
+    stalls.saw(4.0, FirstTokenSeen("r", 4.0), [])
+    ended = StreamEnded("r", 41, itl_s=0.09, stall_s=2.0)
+    stalls.saw(4.3, ended, kernel.handle(ended, 4.3))
+    stalls.look(7.0)
+    events = {name: [*kept] for name, kept in stalls.losses.late.items()}
+    assert [(e.what, e.seconds) for e in events["p"]] == [("stream", pytest.approx(1.5))]
+    assert [(e.what, e.seconds) for e in events["d"]] == [("stream", pytest.approx(2.0))]
+    (mean,) = events["e"]
+    assert (mean.what, mean.seconds) == ("mean", pytest.approx(3.6))
+    assert mean.late_s == pytest.approx(40 * (0.09 - 0.02))
+    assert {event.cause for kept in events.values() for event in kept} == {Cause.LOST_WORKER}
+    assert sum(total.promises for total in stalls.losses.totals.values()) == 1
 
 
 def test_nothing_is_remembered_of_requests_that_are_over() -> None:
@@ -220,3 +254,14 @@ def watched_worker() -> tuple[Kernel, Stalls]:
 def step(kernel: Kernel, stalls: Stalls, at: float) -> None:
     fact = StepsSeen("w", (Step(at, 0.02, 1, 1),))
     stalls.saw(at, fact, kernel.handle(fact, at))
+
+
+def written_by(worker: str) -> tuple[Stalls, Kernel]:
+    """It sees an answer that a worker has begun, at 0.1; d and e can take over."""
+    kernel = Kernel()
+    for name in (worker, "d", "e"):
+        kernel.handle(WorkerAdded(Worker(name, "m", f"http://{name}")), 0.0)
+    stalls, request = Stalls(kernel), Request("r", "m", "acme", "chat", Promise(itl_s=0.02))
+    stalls.saw(0.0, RequestArrived(request), [Dispatch("r", worker, "it has room")])
+    stalls.saw(0.1, FirstTokenSeen("r", 0.1), [])
+    return stalls, kernel

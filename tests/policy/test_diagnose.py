@@ -73,6 +73,26 @@ def test_a_trouble_that_shows_in_a_worker_is_found_before_it_costs_a_promise(
     assert "w0" in finding.says
 
 
+@pytest.mark.parametrize(
+    ("sick", "says", "first"),
+    [
+        ({"took_s": 0.998}, "how it is takes 998 ms, 3 ms elsewhere.", "asking_ms"),
+        ({"overhead_s": 0.4}, "first tokens take 400 ms beyond", "overhead_ms"),
+        ({"seen_times": 2.0, "told_times": 1.0}, "gaps between tokens are 2.0", "gaps_times"),
+        ({}, "on their way: that broke 20 promises.", "asking_ms"),
+    ],
+)
+def test_a_slow_link_is_told_by_the_sign_that_shows_it(
+    sick: dict[str, Any], says: str, first: str
+) -> None:
+    near: dict[str, Any] = {"took_s": 0.0027, "overhead_s": 0.009}
+    fleet = worker("w0", **near | sick), worker("w1", **near), worker("w2", **near)
+    (finding,) = found(*fleet, losses=() if sick else (loss(Cause.LINK),))
+    assert says in finding.says
+    assert next(iter(finding.evidence)).startswith(first)
+    assert len(finding.evidence) == 6
+
+
 def test_late_gaps_make_few_lost_promises_a_trouble_and_none_lost_never_are() -> None:
     assert found(losses=(loss(Cause.OTHERS_PREFILL, promises=4, gaps=7),)) == []
     assert kinds(losses=(loss(Cause.OTHERS_PREFILL, promises=4, gaps=8),)) == ["prefill_in_decode"]
@@ -134,6 +154,21 @@ def test_a_full_fleet_is_named_after_the_broken_worker_that_made_it_so() -> None
         "hung_worker",
         "fleet_full",
     ]
+
+
+def test_while_a_long_line_waits_prompts_that_crowd_engines_are_part_of_it() -> None:
+    losses = tuple(loss(Cause.OTHERS_PREFILL, w, 10) for w in ("w0", "w1", "w2"))
+    assert kinds(losses=losses, waiting={"m": 4}) == ["prefill_in_decode"]
+    (full,) = found(losses=(*losses, loss(Cause.GATEWAY_QUEUE, "", 2)), waiting={"m": 40})
+    assert (full.kind, full.hurt.promises_lost) == ("fleet_full", 32)
+
+
+def test_a_slow_worker_explains_the_long_prefills_on_it_and_no_others() -> None:
+    slow = worker("w0", slow_s=0.6, slowdown=2.5)
+    losses = loss(Cause.OTHERS_PREFILL, "w0", 6), loss(Cause.OTHERS_PREFILL, "w1", 9)
+    first, second = found(slow, worker("w1"), worker("w2"), losses=losses)
+    assert (first.kind, first.worker) == ("prefill_in_decode", "w1")
+    assert (second.kind, second.hurt.promises_lost) == ("slow_worker", 6)
 
 
 def test_waiting_in_an_engine_whose_cache_is_full_is_kv_pressure() -> None:

@@ -249,6 +249,8 @@ class Diagnosis(msgspec.Struct, frozen=True):
     window_s: float = 0.0
     requests: int = 0
     promises_lost: int = 0
+    overdue: int = 0
+    """Of them: the first token is still awaited."""
     findings: list[Finding] = []
     """Worst first."""
     notes: list[str] = []

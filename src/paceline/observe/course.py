@@ -39,9 +39,13 @@ class Course(msgspec.Struct, gc=False):
     legs: tuple[tuple[Mark, Mark], ...] = ()
     """Where it decoded before."""
     extra: Mapping[Cause, float] = MappingProxyType({})
-    """What was lost between workers."""
+    """What was lost before its first token, apart from waiting here and where it came from."""
+    gaps: tuple[tuple[str, Cause, float], ...] = ()
+    """That going elsewhere made in its answer: the worker that it left, why, and seconds."""
     off_at: float = inf
-    """When it left the worker that had begun its answer."""
+    """When it left the worker that had begun its answer..."""
+    off_from: str = ""
+    """...which is that one."""
     off_because: Cause = Cause.LOST_WORKER
     broken: bool = False
     """Its promise is lost already."""
@@ -71,6 +75,10 @@ class Course(msgspec.Struct, gc=False):
             self.fetched_from, self.handed_at = at, inf
             if self.sent is None:
                 self.ready_at = at
+
+    def goes_on(self, at: float) -> None:
+        """Another worker has given the next token of its answer."""
+        self.gaps += ((self.off_from, self.off_because, max(at - self.off_at, 0.0)),)
 
 
 def allowed_s(request: Request, seconds: float, split: Split) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import Any
@@ -55,6 +56,8 @@ class Diagnosis:
         self._refused: list[tuple[float, Mapping[str, int]]] = []
         self._known: dict[tuple[str, str, str, str], tuple[float, float]] = {}
         """Troubles by what they are about: since when, and when last found."""
+        self._looked = Look(now=0.0, window_s=WINDOW_S)
+        """By which that was found."""
         self._found: list[Finding] = []
         self._notes: list[str] = []
         self._found_at = -inf
@@ -74,7 +77,7 @@ class Diagnosis:
     def findings(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> list[Finding]:
         """What is wrong now, worst first. `workers`: as just looked at, if they were."""
         found, known = [], self._known
-        look = self.look(now, workers)
+        look = self._looked = self.look(now, workers)
         self._notes = list(misleading(look))
         for finding in diagnose(look):
             since, last = known.get(finding.about, (finding.since, now))
@@ -96,17 +99,29 @@ class Diagnosis:
         stalls, kernel = self._stalls, self._kernel
         stalls.catch_up(now)
         lags = stalls.lags.since(now - LAG_S)
+        late = overdue(stalls.awaiting(), now)
+        awaited = sum(loss.promises for loss in late)
         looks = workers or [self._worker(worker_id, now) for worker_id in sorted(kernel.workers)]
         return Look(
             now=now,
             window_s=WINDOW_S,
-            requests=stalls.losses.requests(now),
+            requests=stalls.losses.requests(now) + awaited,
+            overdue=awaited,
             workers=[look for look in looks if look is not None],
-            losses=[*stalls.losses.recent(now), *overdue(stalls.awaiting(), now)],
-            waiting=kernel.held(),
+            losses=[*stalls.losses.recent(now), *late],
+            waiting=self._waiting(),
             lag_share=sum(lags) / LAG_S,
             worst_lag_s=max(lags, default=0.0),
             refusals=self._newly_refused(now),
+        )
+
+    def _waiting(self) -> Counter[str]:
+        """Requests here that are promised a first token, by model: batch work may wait."""
+        if not any(self._kernel.held().values()):
+            return Counter()
+        lives = self._kernel.requests.values()
+        return Counter(
+            live.request.model for live in lives if live.waits and live.request.promise.ttft_s < inf
         )
 
     def _newly_refused(self, now: float) -> dict[str, int]:
@@ -128,12 +143,13 @@ class Diagnosis:
         for finding in await self.refreshed():
             shown = msgspec.to_builtins(finding)
             findings.append({**shown, "since": finding.since + offset})
-        losses = self._stalls.losses
+        look = self._looked
         return {
             "at": now + offset,
             "window_s": WINDOW_S,
-            "requests": losses.requests(now),
-            "promises_lost": sum(loss.promises for loss in losses.recent(now)),
+            "requests": look.requests,
+            "promises_lost": sum(loss.promises for loss in look.losses),
+            "overdue": look.overdue,
             "findings": findings,
             "notes": self._notes,
         }

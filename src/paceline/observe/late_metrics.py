@@ -29,7 +29,8 @@ class LateMetrics(Collector):
 COUNTERS: tuple[tuple[str, str, Callable[[Total], float]], ...] = (
     (
         "paceline_late_seconds",
-        "Seconds by which tokens were later than promised, over all streams.",
+        "Seconds by which gaps, first tokens and answers were later than promised, over all "
+        "streams. They overlap: a late gap also makes the mean of its answer late.",
         lambda total: total.seconds,
     ),
     (

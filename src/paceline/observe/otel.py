@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
 from random import random
 from time import monotonic
@@ -25,6 +25,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from paceline import __version__
+from paceline.domain.commands import Command, Dispatch, Hold, Prefill
+from paceline.domain.facts import Fact
 from paceline.observe.ended import Over
 from paceline.observe.otel_metrics import GenAiMetrics
 from paceline.observe.spans import HEADER, STATE, Trace, begun, parent_of, span
@@ -80,11 +82,24 @@ class OpenTelemetry:
         if self._chance() < self._sample if parent is None else parent.trace_flags.sampled:
             self._traces[request_id] = begun(headers, parent)
 
-    def turned(self, request_id: str, turn: str, because: str) -> None:
-        """It was moved, paused or turned away."""
+    def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
+        """The kernel has decided: requests wait, or are sent to workers."""
+        if not self._traces:
+            return
+        for command in commands:
+            match command:
+                case Hold(request_id, because):
+                    self.turned(request_id, "queued", because)
+                case Prefill(request_id, worker_id, because):
+                    self.turned(request_id, "prefill", because, worker_id)
+                case Dispatch(request_id, worker_id, because):
+                    self.turned(request_id, "dispatched", because, worker_id)
+
+    def turned(self, request_id: str, turn: str, because: str, worker_id: str = "") -> None:
+        """It waits, was sent to a worker, moved, paused or turned away."""
         trace = self._traces.get(request_id)
         if trace is not None:
-            trace.turned(turn, because)
+            trace.turned(turn, because, worker_id)
 
     def over(self, ended: Over) -> None:
         """These requests are over."""

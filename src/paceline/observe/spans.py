@@ -42,9 +42,10 @@ class Trace(msgspec.Struct):
     began_ns: int
     events: deque[Event]
 
-    def turned(self, turn: str, because: str) -> None:
-        """It was moved, paused or turned away."""
-        self.events.append(Event(turn, {"paceline.because": because}, time_ns()))
+    def turned(self, turn: str, because: str, worker_id: str) -> None:
+        """It waits, was sent to a worker, moved, paused or turned away."""
+        where = {"paceline.worker": worker_id} if worker_id else {}
+        self.events.append(Event(turn, {"paceline.because": because, **where}, time_ns()))
 
 
 def parent_of(headers: dict[str, str]) -> SpanContext | None:
@@ -76,9 +77,6 @@ def span(
 
     operation, events = operation_of(outcome.path), trace.events
     error = error_type(outcome.status, outcome.error != "")
-    if life.sent_at:
-        queued = {"paceline.queued_s": outcome.queued_s}
-        events.append(Event("dispatched", queued, unix_ns(life.sent_at)))
     if life.first_at:
         events.append(Event("first token", None, unix_ns(life.first_at)))
     told: dict[str, AttributeValue] = {**attributes(operation, request.model, error)}
@@ -118,6 +116,7 @@ def details(outcome: Outcome) -> dict[str, str | int | float | None]:
         "paceline.kept": outcome.kept,
         "paceline.because": outcome.because,
         "paceline.attempts": outcome.attempts,
+        "paceline.queued_s": outcome.queued_s,
         "paceline.ttft_s": outcome.ttft_s,
         "paceline.itl_s": outcome.itl_s,
         "paceline.stall_s": outcome.stall_s,

@@ -47,6 +47,7 @@ from paceline.policy.causes import (
     late_after_s,
     of_first_token,
     of_gaps,
+    scaled,
 )
 
 LOOK_S = 1.0
@@ -261,7 +262,7 @@ class Stalls:
         course.begun = mark = track.timeline.mark(fact.at)
         course.preemptions = track.state.preemptions if track.state is not None else 0
         if course.off_at < inf:  # its answer goes on
-            course.lose({course.off_because: max(fact.at - course.off_at, 0.0)})
+            course.goes_on(fact.at)
         elif not course.legs:
             self._came(course, track, mark)
         course.off_at, course.off_because = inf, Cause.LOST_WORKER
@@ -284,7 +285,7 @@ class Stalls:
                 moved_s = max(mark.at - max(sent.at, fetched_from), 0.0)
                 split = {Cause.GATEWAY_QUEUE: queued_s, Cause.TRANSFER: moved_s}
             else:
-                there_s, waits = mark.at - sent.at, _has_queue(track)
+                there_s, waits = mark.at - sent.at, track.has_queue
                 split = of_first_token(queued_s, there_s, sums, uncached, budget, waits)
             elsewhere = dominant(add(split, extra)) in PROMPT_CAUSES and fetched_from < inf
             where = (*of[:-1], prefilled_by) if elsewhere else of
@@ -344,18 +345,15 @@ class Stalls:
         sums: Sums,
     ) -> None:
         """An answer whose gaps were too long, one or on average."""
-        promise, split = course.request.promise, add(of_gaps(sums), course.extra)
-        stall: Split = {}
+        promise, split, gaps = course.request.promise, of_gaps(sums), course.gaps
         if self._is_own(course, track, fact.stall_s):
             state = track.state
             thrown_out = state is not None and state.preemptions > course.preemptions
             cause = Cause.PREEMPTION if thrown_out else Cause.LINK
-            stall = {cause: fact.stall_s}
-            rest_s = sum(split.values())
-            keep = max(rest_s - fact.stall_s, 0.0) / rest_s if rest_s else 0.0
-            split = add({c: s * keep for c, s in split.items()}, stall)
-        elif course.extra:
-            stall = dict(course.extra)
+            gaps = ((course.worker, cause, fact.stall_s),)
+            split = scaled(split, max(sum(split.values()) - fact.stall_s, 0.0))
+        for _, cause, seconds in gaps:
+            add(split, {cause: seconds})
         broken = not course.broken and not promise.kept(0.0, fact.itl_s, fact.stall_s)
         if fact.itl_s > promise.itl_s:
             allowed_s = promise.itl_s * max(fact.output_tokens - 1, 0)
@@ -364,10 +362,14 @@ class Stalls:
                 add(split, {Cause.LINK: short_s})
             self._lost(at, "mean", span_s, split, allowed_s, course.of, int(broken))
             broken = False
-        if stall and fact.stall_s > late_after_s(promise):
-            allowed_s = min(promise.itl_s, promise.stall_s, 0.5 * fact.stall_s)
-            self._lost(at, "stream", fact.stall_s, stall, allowed_s, course.of, int(broken))
-        elif broken:  # by a gap of all streams: counted there, but not as a promise
+        for worker_id, cause, seconds in sorted(gaps, key=lambda gap: -gap[2]):
+            seconds = min(seconds, fact.stall_s)  # when it left is known to a step or two
+            if seconds > late_after_s(promise):
+                allowed_s = min(promise.itl_s, promise.stall_s, 0.5 * seconds)
+                of = (*course.of[:-1], worker_id if worker_id in self.tracks else course.worker)
+                self._lost(at, "stream", seconds, {cause: seconds}, allowed_s, of, int(broken))
+                broken = False
+        if broken:  # by a gap of all streams: counted there, but not as a promise
             worst = track.timeline.worst(course.begun.at) if course.begun is not None else None
             split = of_gaps(worst.sums) if worst is not None else {Cause.LINK: fact.stall_s}
             self._lost(at, "stream", fact.stall_s, split, promise.stall_s, course.of, 1)
@@ -382,7 +384,7 @@ class Stalls:
         of: tuple[str, str, str, str, str],
         promises: int,
     ) -> None:
-        late = beyond(split, allowed_s) or split
+        late = beyond(scaled(split, seconds), allowed_s)
         if late:
             event = of_request(at, what, seconds, late, of)
             self.losses.add(event, {of[2]: event.split}, {of[2]: promises})
@@ -426,10 +428,10 @@ class Stalls:
         self._take_in(track, now)
         timeline = track.timeline
         if course.begun is not None:
-            end = timeline.mark(now)
-            course.legs += ((course.begun, end),)
+            course.off_from = course.worker
             course.off_at = min(max(timeline.reached, course.begun.at), now)
-        elif course.sent is not None:
+            course.legs += ((course.begun, timeline.mark(course.off_at)),)
+        elif course.sent is not None and course.off_at == inf:
             course.lose({course.off_because: max(now - course.sent.at, 0.0)})
         course.ready_at, course.begun, course.sent = now, None, None
 
@@ -441,9 +443,3 @@ class Stalls:
         if course is not None:
             self.losses.request_over(now)
         return course
-
-
-def _has_queue(track: Track) -> bool:
-    """Do requests wait in the engine, as far as it says?"""
-    report = track.state.report if track.state is not None else None
-    return report is None or report.waiting is None or report.waiting > 0

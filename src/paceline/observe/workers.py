@@ -121,6 +121,12 @@ class Track:
         """Was enough seen of it to judge it?"""
         return self.timeline.sums[STEPS] >= LIKE_STEPS
 
+    @property
+    def has_queue(self) -> bool:
+        """Do requests wait in the engine, as far as it says?"""
+        report = self.state.report if self.state is not None else None
+        return report is None or report.waiting is None or report.waiting > 0
+
     def _age(self) -> None:
         """Compare with its best: what is learned of a slow worker is soon its usual speed."""
         usual_s = self.usual_s

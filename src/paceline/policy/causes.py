@@ -213,6 +213,12 @@ def dominant(split: Mapping[Cause, float]) -> Cause:
     return max(split, key=lambda cause: (split[cause], cause))
 
 
+def scaled(split: Split, seconds: float) -> Split:
+    """The same shares, of so many seconds."""
+    total_s = sum(split.values())
+    return {cause: s * seconds / total_s for cause, s in split.items()} if total_s else {}
+
+
 def add(split: Split, other: Mapping[Cause, float]) -> Split:
     """Sums by cause, in place."""
     for cause, seconds in other.items():

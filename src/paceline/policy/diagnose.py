@@ -47,6 +47,8 @@ LAG_SHARE = 0.2
 UNEVEN = 2.5
 """Times the load of the others that one worker has, if routing is unbalanced."""
 REFUSALS = 5
+LINE_S, LEAST_LINE = 3.0, 5
+"""The line at the gateway is long if it would take so long at the pace of late, and is no less."""
 CAUSES = frozenset(("lost_worker", "hung_worker", "slow_worker", "gateway_saturated"))
 CONSEQUENCES = frozenset(("fleet_full", "engine_queue", "unbalanced_routing"))
 """Where something is broken, those are more likely to come from it: they are named after it."""
@@ -119,7 +121,7 @@ COSTLY = (
         "fleet_full",
         (Cause.GATEWAY_QUEUE, Cause.BATCH, Cause.PAUSE),
         "More is asked {where} than the fleet can do in time: {lost} promises were broken by "
-        "waiting for room or by steps of too many streams.",
+        "waiting for room or by steps of too many streams and prompts.",
         "Add workers; until then let lower tiers be shed or degraded (`overload`).",
     ),
     Costly(
@@ -129,16 +131,32 @@ COSTLY = (
         "Look at the network between the workers; prefill short prompts in place.",
     ),
 )
+CROWDED = (Cause.OTHERS_PREFILL, Cause.ENGINE_QUEUE)
+"""What a full fleet brings with it: engines have more to prefill and to hold than is good."""
+
+
+def _costly(look: Look, model: str) -> Iterator[Costly]:
+    """While a long line waits, what crowds the engines is one trouble with what makes it wait."""
+    pace = (look.requests - look.overdue) / look.window_s
+    full = look.waiting.get(model, 0) >= max(LEAST_LINE, LINE_S * pace)
+    for trouble in COSTLY:
+        if full and trouble.kind == "fleet_full":
+            causes = (*trouble.causes, *CROWDED)
+            yield msgspec.structs.replace(trouble, causes=causes)
+        elif not full or not set(trouble.causes) <= set(CROWDED):
+            yield trouble
 
 
 def costly(look: Look) -> Iterator[Finding]:
     """What broke promises, and where?"""
     for model in sorted({loss.model for loss in look.losses}):
-        for trouble in COSTLY:
+        for trouble in _costly(look, model):
             lost = hurt_by(look, trouble.causes, model)
             if not matters(look, lost):
                 continue
-            worker = _one_worker(look, trouble.causes, model, lost.promises_lost)
+            worker = None
+            if trouble.kind != "fleet_full":  # that is never one worker's affair
+                worker = _one_worker(look, trouble.causes, model, lost.promises_lost)
             if worker is not None:
                 lost = hurt_by(look, trouble.causes, model, worker.id)
             yield Finding(
@@ -178,7 +196,8 @@ def _load(look: Look, model: str, worker: WorkerLook | None) -> Evidence:
     seen = [worker] if worker is not None else [w for w in look.workers if w.model == model]
     count = max(len(seen), 1)
     return {
-        "requests_over": look.requests,
+        "requests_over": look.requests - look.overdue,
+        "overdue": look.overdue,
         "waiting_at_gateway": look.waiting.get(model, 0),
         "waiting_in_engines": sum(w.waiting for w in seen),
         "streams_a_worker": sum(w.streams for w in seen) / count,

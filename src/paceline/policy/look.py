@@ -121,11 +121,13 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     now: float
     window_s: float
     requests: int = 0
-    """That ended within the window."""
+    """That ended within the window, or are overdue..."""
+    overdue: int = 0
+    """...so many: their first token is awaited for longer than promised."""
     workers: Sequence[WorkerLook] = ()
     losses: Sequence[Loss] = ()
     waiting: dict[str, int] = msgspec.field(default_factory=dict)
-    """Requests at the gateway, by model."""
+    """Requests at the gateway that are promised a first token, by model."""
     lag_share: float = 0.0
     """Of time by which the event loop was late."""
     worst_lag_s: float = 0.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
+from typing import NamedTuple
 
 from paceline.policy.causes import PROMPT_CAUSES, Cause
 from paceline.policy.gpus import with_gpus
@@ -113,7 +114,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 look,
                 w,
                 "slow_worker",
-                (Cause.SLOW_WORKER,),
+                (Cause.SLOW_WORKER, *PROMPT_CAUSES),
                 f"Steps of {w.id} take {times:.1f} times as long as {than}.",
                 "Look at its GPU's clocks, temperature and neighbours; drain it if it stays so.",
                 times_as_slow=times,
@@ -219,26 +220,60 @@ def slow_links(look: Look) -> Iterator[Finding]:
         near = max(w.overhead_s, w.took_s) <= AWAY_S
         if near and not held_up and lost_on[w.id] < SURELY_LOST:
             continue  # as nearly all
-        others = _others(look, w)
-        usual_s = median([o.overhead_s for o in others]) if others else 0.0
-        usual_took_s = median([o.took_s for o in others]) if others else 0.0
-        late = others and w.steps and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
         lost = hurt_by(look, (Cause.LINK,), w.model, w.id)
-        if late or held_up or _is_far(look, w, w.took_s) or matters(look, lost):
+        signs = _link_signs(look, w, held_up, lost.promises_lost if matters(look, lost) else 0)
+        shown = [sign for sign in signs if sign.shows]
+        if shown:
+            rest = [sign for sign in signs if not sign.shows]
             yield found(
                 look,
                 w,
                 "slow_link",
                 (Cause.LINK,),
-                f"Requests to {w.id} and its tokens are held up on their way: first tokens take "
-                f"{1e3 * w.overhead_s:.0f} ms beyond the engine's own work"
-                + (f", {1e3 * usual_s:.0f} ms elsewhere." if others else "."),
+                f"Requests to {w.id} and its tokens are held up on their way: "
+                f"{'; '.join(sign.says for sign in shown)}.",
                 "Look at the network between gateway and worker (loss, proxies, zones), and at "
                 "the load of the engine's HTTP server.",
-                overhead_ms=1e3 * w.overhead_s,
-                overhead_elsewhere_ms=1e3 * usual_s,
-                asking_ms=1e3 * w.took_s,
-                asking_elsewhere_ms=1e3 * usual_took_s,
-                gaps_times_as_long=w.seen_times,
-                by_the_engines_measure=w.told_times,
+                **{name: value for sign in (*shown, *rest) for name, value in sign.evidence},
             )
+
+
+class _Sign(NamedTuple):
+    """By which a slow link may be known."""
+
+    shows: bool
+    says: str
+    evidence: Sequence[tuple[str, float]]
+
+
+def _link_signs(look: Look, w: WorkerLook, held_up: bool, promises: int) -> list[_Sign]:
+    """The surest first. `promises`: broken on the way, if they matter."""
+    others = _others(look, w)
+    usual_s = median([o.overhead_s for o in others]) if others else 0.0
+    usual_took_s = median([o.took_s for o in others]) if others else 0.0
+    late = bool(others) and w.overhead_s > max(usual_s + AWAY_S, AWAY_TIMES * usual_s)
+    return [
+        _Sign(
+            _is_far(look, w, w.took_s),
+            f"to ask it how it is takes {1e3 * w.took_s:,.0f} ms, "
+            f"{1e3 * usual_took_s:,.0f} ms elsewhere",
+            (("asking_ms", 1e3 * w.took_s), ("asking_elsewhere_ms", 1e3 * usual_took_s)),
+        ),
+        _Sign(
+            late and w.steps > 0.0,
+            f"first tokens take {1e3 * w.overhead_s:,.0f} ms beyond the engine's own work, "
+            f"{1e3 * usual_s:,.0f} ms elsewhere",
+            (("overhead_ms", 1e3 * w.overhead_s), ("overhead_elsewhere_ms", 1e3 * usual_s)),
+        ),
+        _Sign(
+            held_up,
+            f"gaps between tokens are {w.seen_times:.1f} times as long as they should be here, "
+            f"{w.told_times:.1f} times by the engine's own measure",
+            (("gaps_times_as_long", w.seen_times), ("by_the_engines_measure", w.told_times)),
+        ),
+        _Sign(
+            promises > 0,
+            f"that broke {promises} promises",
+            (),
+        ),
+    ]

@@ -16,17 +16,19 @@ def findings(answer: Diagnosis | Missing, view: View) -> Markup:
     if isinstance(answer, Missing):
         return section("findings", "Findings", missing(answer, "diagnosis"))
     notes = [tag("p", note, class_="note") for note in answer.notes]
-    over = f"{words.counted(answer.requests, 'request')} in {words.span(answer.window_s or 30)}"
+    over = (
+        f"{words.counted(answer.requests, 'request')} in {words.span(answer.window_s or 30)}, "
+        f"{words.counted(answer.promises_lost, 'promise')} broken"
+        + (f", {words.count(answer.overdue)} of them overdue" if answer.overdue else "")
+    )
     if not answer.findings:
-        lost = f", {words.counted(answer.promises_lost, 'promise')} broken"
-        calm = tag("p", tag("b", "Nothing found."), f" {over}{lost}.", class_="calm")
+        calm = tag("p", tag("b", "Nothing found."), f" {over}.", class_="calm")
         return section("findings", "Findings", calm, *notes)
     cards = [_card(finding, answer.at, view) for finding in answer.findings[:MOST]]
     more = len(answer.findings) - len(cards)
-    note = f"{over}, {words.counted(answer.promises_lost, 'promise')} broken"
     told = [tag("p", f"and {more} more, in paceline diagnose", class_="note")] if more > 0 else []
     shown = tag("ol", *cards, class_="findings")
-    return section("findings", "Findings", shown, *told, *notes, note=note)
+    return section("findings", "Findings", shown, *told, *notes, note=over)
 
 
 def _card(finding: Finding, at: float, view: View) -> Markup:

@@ -21,6 +21,11 @@ LEAST_S, MOST_S = 0.01, 10.0
 """Lateness that is drawn as a dot, and as high as the lane."""
 BAR = 3.0
 """Pixels that a stall is wide."""
+NOTHING_LATE = (
+    "No single gap was late, no first token, and no answer that has ended.",
+    "A gap is late beyond its tier's worst gap; where none is promised, beyond three times its "
+    "ITL. The mean of an answer is judged at its end.",
+)
 
 
 def stalls(answer: Stalls | Missing, view: View, times: Times) -> Markup:
@@ -30,14 +35,7 @@ def stalls(answer: Stalls | Missing, view: View, times: Times) -> Markup:
         return section("stalls", title, missing(answer, "record of late tokens"))
     shown = lanes(answer.workers, times.begin, LANES)
     if not shown:
-        return section(
-            "stalls",
-            title,
-            empty(
-                "No token was late.",
-                "Late is what breaks a promise, or a gap of a step far beyond it.",
-            ),
-        )
+        return section("stalls", title, empty(*NOTHING_LATE))
     names = short_names([lane.worker for lane in shown])
     height = LANE * len(shown)
     drawn = [times.ticks(height + 4, height)]
@@ -61,7 +59,7 @@ def timeline(found: Sequence[Stall], times: Times) -> Markup:
     """One worker's, tall."""
     late = [stall for stall in found if stall.at >= times.begin]
     if not late:
-        return empty("No token was late.")
+        return empty(*NOTHING_LATE)
     lost = by_cause(late)
     scale = []
     for seconds in (LEAST_S, 0.1, 1.0, MOST_S):
@@ -101,7 +99,7 @@ WHAT = {
     "step": "gap of all its streams",
     "stream": "gap of one stream",
     "first_token": "first token",
-    "mean": "mean ITL of an answer",
+    "mean": "all gaps of an answer",
 }
 
 
