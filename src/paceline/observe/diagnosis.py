@@ -171,7 +171,6 @@ def worker_look(
     """How one worker has been doing."""
     report, ledger, worker = state.report, state.ledger, state.worker
     samples = track.samples
-    normal_s, slow_s, best_s, steps = track.timeline.pace
     window = track.spent(now - WINDOW_S)
     busy_s = sum(window[:TOKENS])
     first = samples[0] if samples else None
@@ -199,11 +198,8 @@ def worker_look(
         streams=ledger.streams,
         arriving=len(ledger.entries) - ledger.streams,
         ahead=ledger.ahead,
-        steps=steps if track.known else 0.0,
+        **msgspec.structs.asdict(track.pace),
         stepped_s=now - track.timeline.reached,
-        normal_s=normal_s,
-        slow_s=max(slow_s, 0.0),
-        best_s=best_s,
         prefill_share=window[PREFILL] / busy_s if busy_s > 0.0 else 0.0,
         slowdown=speed.slowdown * speed.aged,
         told_times=track.told,
