@@ -29,6 +29,7 @@ from paceline.kernel.timing import export, to_json
 from paceline.kernel.worker import Accuracy, WorkerState
 from paceline.observe.metrics import Metrics
 from paceline.observe.room import room
+from paceline.policy.pace import Slower
 from paceline.policy.steptime import Load
 
 MAX_DECISIONS = 1000
@@ -74,8 +75,10 @@ def admin_app(
     now: Callable[[], float],
     more: Iterable[Route] = (),
     gpus: Callable[[str], Sequence[Gpu]] = lambda worker_id: (),
+    slower: Callable[[str], Slower | None] = lambda worker_id: None,
 ) -> Starlette:
-    """The admin application, with `more` that it answers. `gpus`: what is known of a worker's."""
+    """The admin application, with `more` that it answers. Of a worker: `gpus`, what is known of
+    its own, and `slower`, by how much it is slower than it should be."""
 
     async def fleet(request: Request) -> Response:
         models = {
@@ -95,7 +98,10 @@ def admin_app(
         """Between two workers the token streams go on."""
         views = []
         for worker in workers:
-            known = {"gpus_seen": msgspec.to_builtins(gpus(worker.worker.id))}
+            known = {
+                "slower": msgspec.to_builtins(slower(worker.worker.id)),
+                "gpus_seen": msgspec.to_builtins(gpus(worker.worker.id)),
+            }
             views.append(worker_view(worker, now()) | known)
             await asyncio.sleep(0)
         return views

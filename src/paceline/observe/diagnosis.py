@@ -21,6 +21,7 @@ from paceline.policy.causes import PREFILL, TOKENS, Cause
 from paceline.policy.diagnose import diagnose
 from paceline.policy.gpus import misleading
 from paceline.policy.look import Finding, Look, WorkerLook
+from paceline.policy.pace import Slower
 
 LAG_S = 10.0
 """Over so many seconds the event loop is judged."""
@@ -87,6 +88,13 @@ class Diagnosis:
         if state is None:
             return None
         return worker_look(state, track or Track(), now, self._gpus(worker_id))
+
+    def slower(self, worker_id: str) -> Slower | None:
+        """How much slower than it should be is a worker? None: that is not known."""
+        track = self._stalls.tracks.get(worker_id)
+        if track is None or not (pace := track.pace).steps:
+            return None
+        return Slower(pace.times_itself, pace.times, self._now() - track.timeline.reached)
 
     def look(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> Look:
         """All that findings rest on."""

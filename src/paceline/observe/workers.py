@@ -25,11 +25,11 @@ LEAST_GAPS = 10
 """Gaps and steps that must lie between two reports for them to be compared."""
 UNLIKE = 1.15
 """Times as slow as its like from which on a worker is not like them."""
-STEADY = 1.2
-"""Times slower than at its best up to which a worker is as usual: then its best follows within..."""
+STEADY = 1.3
+"""Times slower than at its best up to which a worker is as usual, and its best follows..."""
 FOLLOW_S, FORGET_S = 1000.0, 1e6
-"""...the first of these; who is slower is measured by the same best for days, lest a worker that
-stays slow be called well. Time constants."""
+"""...with the first of these time constants. Who is slower is measured by the same best for days:
+one that stays slow must not be called well."""
 MOST_TROUBLES = 64
 MOST_PENDING = 4096
 """Requests of one worker whose lateness waits to be explained."""

@@ -44,6 +44,17 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
         return (self.normal_s + self.slow_s) / self.best_s if self.best_s > 0.0 else 1.0
 
 
+class Slower(msgspec.Struct, frozen=True):
+    """What is told of a worker's pace, wherever it is told."""
+
+    than_itself: float
+    """Times as long as at its own best that its last steps took..."""
+    than_like: float
+    """...and as at its like, or at its own best if that is faster."""
+    seen_ago_s: float
+    """So long ago was the last of them."""
+
+
 def of_late(seen: Sequence[Seen]) -> Pace:
     """The pace of a worker's last steps; the newest stand last."""
     last: list[Seen] = []
