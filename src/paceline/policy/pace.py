@@ -27,7 +27,7 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     steps: float = 0.0
     """0: not enough is known."""
     normal_s: float = 0.0
-    """What they would have taken at the speed of its like, or at its own best if that is faster..."""
+    """What they would have taken at its like, or at its own best if that is faster..."""
     slow_s: float = 0.0
     """...and what they took more."""
     best_s: float = 0.0
