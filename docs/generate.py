@@ -544,7 +544,7 @@ def exposition() -> str:
     metrics.also(LateMetrics(losses))
     gpu = Gpu(0, "", 1.0, 1.0, 1.0, 1.0)
     metrics.also(GpuMetrics(kernel, lambda worker_id: (gpu,)))
-    metrics.also(PaceMetrics(kernel, lambda worker_id: Slower(1.0, 1.0, 0.0)))
+    metrics.also(PaceMetrics(kernel, lambda worker_id: Slower(1.0, 1.0, 0.0, False)))
     return metrics.text().decode()
 
 

@@ -67,7 +67,7 @@ class FakeAdmin:
         slowdown = 3.1 if self.bad(i) else now.gauss(1.0, 0.03)
         headroom = 1.0 - 0.02 * streams * slowdown * steady.uniform(0.6, 0.9)
         slower = {"than_itself": slowdown, "than_like": slowdown,
-                  "seen_ago_s": 24.0 if self.bad(i) else 0.1}  # fmt: skip
+                  "seen_ago_s": 24.0 if self.bad(i) else 0.1, "found": self.bad(i)}  # fmt: skip
         kv = min(0.022 * streams * steady.uniform(0.8, 1.2), 0.97)
         return {
             "id": self.names[i], "model": MODEL, "url": f"http://{self.names[i]}", "kind": "vllm",

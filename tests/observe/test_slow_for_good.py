@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import cache
 
 import pytest
@@ -14,7 +15,7 @@ from paceline.observe.diagnosis import Diagnosis
 from paceline.observe.metrics import Metrics
 from paceline.observe.pace_metrics import PaceMetrics
 from paceline.observe.stalls import Stalls
-from paceline.policy import pace, unwell
+from paceline.policy import pace
 from paceline.policy.look import Finding
 from paceline.simulator.scenario import Fault
 
@@ -99,5 +100,11 @@ def test_a_worker_that_is_slow_now_and_then_is_well_in_between() -> None:
         assert 45 <= len(within) <= 75
 
 
-def test_the_dashboard_calls_slow_what_findings_do() -> None:
-    assert (shape.SLOW, shape.OUTDATED_S) == (pace.SLOW, unwell.OUTDATED_S)
+def test_the_dashboard_and_findings_mean_the_same_by_slow() -> None:
+    diagnosis = for_good(8.0, 60.0).diagnosis
+    named = [finding.worker for finding in asyncio.run(diagnosis.refreshed())]
+    for worker_id in ("w0", "w1", "w2"):
+        seen = diagnosis.slower(worker_id)
+        assert seen is not None
+        assert seen.found == (worker_id in named) == (worker_id == "w0")
+    assert shape.SLOW == pace.SLOW

@@ -54,6 +54,8 @@ class Slower(msgspec.Struct, frozen=True):
     than_itself: float = 1.0
     than_like: float = 1.0
     seen_ago_s: float = 0.0
+    found: bool = False
+    """It is called slow in the findings."""
 
 
 class Accuracy(msgspec.Struct, frozen=True):

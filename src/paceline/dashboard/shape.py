@@ -12,9 +12,9 @@ from paceline.dashboard.said import Decision, Figures, Finding, Fleet, Stall, Su
 
 TIGHT = 0.15
 """Headroom below which a worker counts as tight."""
-SLOW, OUTDATED_S = 1.4, 60.0
-"""As findings have it: times as long as they should that a slow worker's steps take, and how long
-that is held against it."""
+SLOW = 1.4
+"""Times as long as they used to from which on a worker's steps are compared with those, not with
+the steps of its like: as in findings."""
 UNSEEN_S = 5.0
 """From when on it is said that no step was seen since."""
 FAST_BURN = 6.0
@@ -93,16 +93,12 @@ def tiles(workers: Iterable[Worker], waiting: Mapping[str, int] = NOBODY) -> lis
 
 
 def slow_of(worker: Worker) -> tuple[float, str] | None:
-    """How many times longer than they should its steps take, and than what; None: it is not slow.
-
-    The same figure as in its finding.
-    """
+    """How many times as long do its steps take, and as what? None: no finding calls it slow."""
     seen = worker.slower
-    if seen is None or seen.seen_ago_s >= OUTDATED_S:
+    if seen is None or not seen.found:
         return None
-    if seen.than_itself >= SLOW:
-        return seen.than_itself, "they used to"
-    return (seen.than_like, "at its like") if seen.than_like >= SLOW else None
+    own = seen.than_itself >= SLOW
+    return (seen.than_itself, "they used to") if own else (seen.than_like, "at its like")
 
 
 def unseen_of(worker: Worker) -> float | None:

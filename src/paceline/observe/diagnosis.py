@@ -94,7 +94,8 @@ class Diagnosis:
         track = self._stalls.tracks.get(worker_id)
         if track is None or not (pace := track.pace).steps:
             return None
-        return Slower(pace.times_itself, pace.times, self._now() - track.timeline.reached)
+        found = any((f.kind, f.worker) == ("slow_worker", worker_id) for f in self._found)
+        return Slower(pace.times_itself, pace.times, self._now() - track.timeline.reached, found)
 
     def look(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> Look:
         """All that findings rest on."""

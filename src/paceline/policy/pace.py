@@ -53,6 +53,8 @@ class Slower(msgspec.Struct, frozen=True):
     """...and as at its like, or at its own best if that is faster."""
     seen_ago_s: float
     """So long ago was the last of them."""
+    found: bool
+    """It is among the findings: no engine denies it, and nothing else explains it."""
 
 
 def of_late(seen: Sequence[Seen]) -> Pace:

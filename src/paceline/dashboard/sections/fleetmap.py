@@ -46,17 +46,17 @@ def fleet_map(fleet: Fleet | Missing, view: View) -> Markup:
 def _tile(tile: Tile, name: str, view: View) -> Markup:
     chosen = view.worker == tile.id
     quiet = tile.state in ("down", "idle")
-    figure = words.NONE if tile.state == "down" else words.percent(tile.headroom)
+    figure = words.NONE if tile.state == "down" else _headroom(tile.headroom)
     said = tile.state in LOUD and not (tile.slow and tile.state in ("over", "full", "tight"))
     state = STATES[tile.state].partition(" ")[0] if said else ""  # that it is slow says enough
     kv = "KV ?" if tile.kv is None else f"KV {words.percent(tile.kv)}"
     slow = tag("em", f"{tile.slow:.1f}×") if tile.slow else ""
-    least = tag("span", tile.least, class_="of") if not quiet and tile.least else ""
+    least = tag("span", tile.least, class_="of") if tile.least and not (quiet or slow) else ""
     return tag(
         "a",
         tag("span", tag("b", name), tag("small", tile.where), class_="name"),
         tag("span", tag("b", figure), least, tag("small", state), slow, class_="figure"),
-        tag("span", _load(tile), tag("small", _unseen(tile) or kv), class_="load"),
+        tag("span", *(_unseen(tile) or (_load(tile), tag("small", kv))), class_="load"),
         bar(tile.kv, "kv" + (" full" if (tile.kv or 0.0) >= 0.9 else "")),
         href=view.link("fleet" if chosen else "worker", worker="" if chosen else tile.id),
         class_=f"tile {tile.state}{' quiet' if quiet else ''}",
@@ -66,10 +66,16 @@ def _tile(tile: Tile, name: str, view: View) -> Markup:
     )
 
 
-def _unseen(tile: Tile) -> str:
+def _headroom(share: float) -> str:
+    """Far below 0 it does not matter how far."""
+    return words.percent(share) if share >= -1.0 else f"<{words.percent(-1.0)}"
+
+
+def _unseen(tile: Tile) -> tuple[Markup, ...]:
     """A slow worker gets little work that could show whether it still is."""
-    seen = tile.unseen_s is None or not tile.slow
-    return "" if seen else f"not seen for {words.span(tile.unseen_s or 0.0)}"
+    if tile.unseen_s is None or not tile.slow or tile.streams or tile.arriving:
+        return ()
+    return (tag("small", f"not seen for {words.span(tile.unseen_s)}"),)
 
 
 def _load(tile: Tile) -> Markup:

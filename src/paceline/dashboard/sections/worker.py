@@ -62,7 +62,7 @@ def _facts(of: Worker, waiting: int) -> Markup:
         ("context", f"{words.count(of.in_flight.context_tokens)} tokens"),
         ("KV cache", words.percent(kv_of(of))),
         ("step time", words.seconds(timing.step_s)),
-        ("steps, as long as", _slow(of)),
+        ("its steps take", _slow(of)),
         ("routing reckons with", f"{words.times(of.room.slowdown)} what is learned"),
         ("prefill", f"{words.count(round(timing.prefill_tokens_per_s))} tokens/s"),
         ("TTFT forecast", _error(of.predictions.get("ttft"))),
@@ -82,7 +82,7 @@ def _slow(of: Worker) -> str:
         return "not known yet"
     times, than = slow_of(of) or (of.slower.than_itself, "they used to")
     ago = f", seen {words.span(of.slower.seen_ago_s)} ago" if of.slower.seen_ago_s >= 1.0 else ""
-    return f"{times:.1f}× {than}{ago}"
+    return f"{times:.1f}× as long as {than}{ago}"
 
 
 def _error(seen: Accuracy | None) -> str:
