@@ -51,10 +51,12 @@ from paceline.observe.gpu_metrics import GpuMetrics
 from paceline.observe.late_metrics import LateMetrics
 from paceline.observe.losses import Losses, of_request
 from paceline.observe.metrics import Metrics
+from paceline.observe.pace_metrics import PaceMetrics
 from paceline.observe.sheet import sheet_of
 from paceline.observe.stalls import Stalls
 from paceline.observe.views import cluster_routes
 from paceline.policy.causes import Cause
+from paceline.policy.pace import Slower
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
 from paceline.simulator.scenario import Scenario
@@ -543,6 +545,7 @@ def exposition() -> str:
     metrics.also(LateMetrics(losses))
     gpu = Gpu(0, "", 1.0, 1.0, 1.0, 1.0)
     metrics.also(GpuMetrics(kernel, lambda worker_id: (gpu,)))
+    metrics.also(PaceMetrics(kernel, lambda worker_id: Slower(1.0, 1.0, 0.0, False)))
     return metrics.text().decode()
 
 

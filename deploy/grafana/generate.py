@@ -37,8 +37,8 @@ def per_second(metric: str, by: str, where: str = WHERE) -> Query:
     return total, " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
 
 
-def gauge(metric: str) -> Query:
-    return f"paceline_worker_{metric}{OF_MODEL}", "{{worker}}"
+def gauge(metric: str, where: str = OF_MODEL) -> Query:
+    return f"paceline_worker_{metric}{where}", "{{worker}}"
 
 
 KEPT = (
@@ -118,7 +118,11 @@ ROWS: list[tuple[str, int, list[tuple[str, str, list[Query]]]]] = [
         [
             ("Healthy", "none", [gauge("healthy")]),
             ("Streams", "none", [gauge("streams")]),
-            ("Slowdown", "none", [gauge("slowdown")]),
+            (
+                "Step time over that at its own best",
+                "none",
+                [gauge("slower", '{model=~"$model", than="itself"}')],
+            ),
             ("KV cache in use", "percentunit", [gauge("kv_used_ratio")]),
             ("Prompt tokens ahead", "none", [gauge("uncached_tokens_ahead")]),
             (

@@ -106,8 +106,8 @@ class _Application:
             self.gateway.trace = self.observing.otel.begin
         self._stop = asyncio.Event()
         views = [*event_routes(kernel, self, time, self._stop), *self.observing.routes]
-        gpus = self.observing.gpus.latest
-        self.admin = admin_app(kernel, self.observing.metrics, self, monotonic, views, gpus)
+        gpus, slower = self.observing.gpus.latest, self.observing.slower
+        self.admin = admin_app(kernel, self.observing.metrics, self, monotonic, views, gpus, slower)
         self._load = load
         self._reloading = asyncio.Lock()
         self._notice_s, self._grace_s = config.shutdown.notice_s, config.shutdown.grace_s

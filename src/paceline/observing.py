@@ -34,6 +34,7 @@ from paceline.observe.lag import watch_lag
 from paceline.observe.late_metrics import LateMetrics
 from paceline.observe.logs import request_lines
 from paceline.observe.metrics import Metrics
+from paceline.observe.pace_metrics import PaceMetrics
 from paceline.observe.stalls import Stalls
 from paceline.observe.views import cluster_routes
 
@@ -81,6 +82,8 @@ class Observing:
         self.metrics.also(GpuMetrics(kernel, self.gpus.latest))
         clocks = monotonic, time
         self._diagnosis = Diagnosis(kernel, self._stalls, clocks, refusals, self.gpus.telling)
+        self.slower = self._diagnosis.slower
+        self.metrics.also(PaceMetrics(kernel, self.slower))
         self._dashboard = Dashboard(config.observe.dashboard)
         observers: list[Observer] = [self._stalls.saw]
         if self._facts is not None:

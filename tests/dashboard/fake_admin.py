@@ -66,6 +66,8 @@ class FakeAdmin:
         streams = 0 if down or i == 62 else round(mean * steady.uniform(0.8, 1.2) + now.gauss(0, 1))
         slowdown = 3.1 if self.bad(i) else now.gauss(1.0, 0.03)
         headroom = 1.0 - 0.02 * streams * slowdown * steady.uniform(0.6, 0.9)
+        slower = {"than_itself": slowdown, "than_like": slowdown,
+                  "seen_ago_s": 24.0 if self.bad(i) else 0.1, "found": self.bad(i)}  # fmt: skip
         kv = min(0.022 * streams * steady.uniform(0.8, 1.2), 0.97)
         return {
             "id": self.names[i], "model": MODEL, "url": f"http://{self.names[i]}", "kind": "vllm",
@@ -78,7 +80,9 @@ class FakeAdmin:
                           "context_tokens": streams * 1400},
             "timing": {"slowdown": slowdown, "samples": 51234, "step_s": 0.019 * slowdown,
                        "prefill_budget": 8192, "prefill_tokens_per_s": 5200.0},
-            "room": {"headroom": headroom, "itl_s": 0.022 * slowdown, "slowdown": slowdown,
+            "slower": slower,
+            "room": {"headroom": headroom, "least": "ttft" if i % 3 else "itl", "ttft_s": 0.3,
+                     "itl_s": 0.022 * slowdown, "slowdown": slowdown,
                      "kv_used": kv},
             "predictions": {"ttft": {"count": 812, "error": 0.14, "bias": 0.01},
                             "itl": {"count": 812, "error": 0.06, "bias": -0.02}},

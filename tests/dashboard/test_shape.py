@@ -74,10 +74,39 @@ def test_any_names_can_be_ordered(names: list[str]) -> None:
 
 
 def test_a_slow_worker_is_marked_even_while_it_is_idle() -> None:
-    slow = said.Room(slowdown=3.0)
-    assert tile(a_worker(room=slow)).slow
-    assert tile(a_worker(room=slow, in_flight=said.InFlight())).slow
-    assert not tile(a_worker(room=slow, report=None)).slow
+    slow = said.Slower(3.0, 3.0, found=True)
+    assert tile(a_worker(slower=slow)).slow == 3.0
+    assert tile(a_worker(slower=slow, in_flight=said.InFlight())).slow
+    assert not tile(a_worker(slower=slow, report=None)).slow
+    assert not tile(a_worker(slower=said.Slower(3.0, 3.0))).slow
+
+
+def test_a_slow_worker_that_gets_no_work_says_since_when_it_was_not_seen() -> None:
+    seen = tile(a_worker(slower=said.Slower(8.0, 8.0, 24.0, found=True)))
+    assert (seen.slow, seen.unseen_s) == (8.0, 24.0)
+    assert "steps take 8.0 times as long as they used to" in seen.says
+    assert "no step seen for 24 s" in seen.says
+    assert tile(a_worker(slower=said.Slower(8.0, 8.0, 0.4, found=True))).unseen_s is None
+
+
+def test_who_was_always_slower_than_its_like_is_called_so() -> None:
+    assert (
+        "1.6 times as long as at its like"
+        in tile(a_worker(slower=said.Slower(1.0, 1.6, found=True))).says
+    )
+
+
+@pytest.mark.parametrize("headroom", [0.9, 0.36, 0.1])
+def test_while_requests_wait_no_tile_is_green(headroom: float) -> None:
+    assert tile(a_worker(headroom=headroom), waiting=329).state == "full"
+    assert tile(a_worker(headroom=-0.1), waiting=329).state == "over"
+    others = msgspec.structs.replace(a_worker(), model="other")
+    assert [t.state for t in tiles([others], {"m": 3})] == ["roomy"]
+
+
+def test_a_tile_says_what_its_headroom_is_of() -> None:
+    room = said.Room(headroom=-0.4, least="ttft")
+    assert "over its promises, headroom −40% of TTFT" in tile(a_worker(room=room)).says
 
 
 def test_the_tally_counts_every_worker_once_and_worst_first() -> None:

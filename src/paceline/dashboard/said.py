@@ -40,9 +40,22 @@ class Room(msgspec.Struct, frozen=True):
     """How a worker stands just now."""
 
     headroom: float = 1.0
+    least: str = ""
+    """What has the least room: ttft, itl or kv."""
+    ttft_s: float | None = None
     itl_s: float = 0.0
     slowdown: float = 1.0
     kv_used: float | None = None
+
+
+class Slower(msgspec.Struct, frozen=True):
+    """Times as long as they should that a worker's last steps took."""
+
+    than_itself: float = 1.0
+    than_like: float = 1.0
+    seen_ago_s: float = 0.0
+    found: bool = False
+    """It is called slow in the findings."""
 
 
 class Accuracy(msgspec.Struct, frozen=True):
@@ -66,6 +79,8 @@ class Worker(msgspec.Struct, frozen=True):
     in_flight: InFlight = InFlight()
     timing: Timing = Timing()
     room: Room = Room()
+    slower: Slower | None = None
+    """None: not known."""
     predictions: dict[str, Accuracy] = {}
 
 

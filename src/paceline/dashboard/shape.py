@@ -12,18 +12,22 @@ from paceline.dashboard.said import Decision, Figures, Finding, Fleet, Stall, Su
 
 TIGHT = 0.15
 """Headroom below which a worker counts as tight."""
-SLOW = 1.3
-"""Slowdown from which on a worker is called slow."""
+SLOW = 1.4
+"""Times as long as they used to from which on a worker's steps are compared with those, not with
+the steps of its like: as in findings."""
+UNSEEN_S = 5.0
+"""From when on it is said that no step was seen since."""
 FAST_BURN = 6.0
 """Burn rate at which a month's budget is gone in five days."""
 
-State = Literal["down", "avoided", "draining", "over", "tight", "roomy", "idle"]
+State = Literal["down", "avoided", "draining", "over", "full", "tight", "roomy", "idle"]
 
 STATES: dict[State, str] = {
     "down": "down",
     "avoided": "avoided",
     "draining": "draining",
     "over": "over its promises",
+    "full": "full (requests wait)",
     "tight": "tight",
     "roomy": "roomy",
     "idle": "idle",
@@ -31,8 +35,12 @@ STATES: dict[State, str] = {
 """Worst first, with the words for it."""
 
 
-def state_of(worker: Worker) -> State:
-    """How a worker is, in one word."""
+BOUNDS = {"ttft": "TTFT", "itl": "ITL", "kv": "KV"}
+"""What headroom may be of."""
+
+
+def state_of(worker: Worker, waiting: int = 0) -> State:
+    """How a worker is, in one word; so many requests wait at the gateway for it or its like."""
     if worker.report is None or not worker.report.healthy:
         return "down"
     if worker.draining:
@@ -42,13 +50,18 @@ def state_of(worker: Worker) -> State:
     if not worker.in_flight.streams and not worker.in_flight.arriving:
         return "idle"
     headroom = worker.room.headroom
-    return "over" if headroom < 0 else "tight" if headroom < TIGHT else "roomy"
+    if headroom < 0:
+        return "over"
+    return "full" if waiting else "tight" if headroom < TIGHT else "roomy"
 
 
 def kv_of(worker: Worker) -> float | None:
     """Share of its KV cache in use: as the engine says, else as the gateway reckons."""
     told = worker.report.kv_used if worker.report is not None else None
     return told if told is not None else worker.room.kv_used
+
+
+NOBODY: Mapping[str, int] = {}
 
 
 class Tile(msgspec.Struct, frozen=True):
@@ -59,30 +72,53 @@ class Tile(msgspec.Struct, frozen=True):
     where: str
     """Node and role, as far as they say something."""
     headroom: float
+    least: str
+    """What it is of."""
     streams: int
     arriving: int
     kv: float | None
-    slowdown: float
-    slow: bool
+    slow: float | None
+    """Times as long as they should that its steps take, if it is slow..."""
+    unseen_s: float | None
+    """...and since when that was not seen any more, if not just now."""
     says: str
     """All of it in one sentence, for those who do not see it."""
 
 
-def tiles(workers: Iterable[Worker]) -> list[Tile]:
-    """The map: always in the same order, so that a worker is found where it was."""
+def tiles(workers: Iterable[Worker], waiting: Mapping[str, int] = NOBODY) -> list[Tile]:
+    """The map: always in the same order, so that a worker is found where it was. `waiting`: how
+    many requests do so at the gateway, by model."""
     ordered = sorted(workers, key=lambda w: (w.model, w.node, w.role, _by_number(w.id)))
-    return [tile(worker) for worker in ordered]
+    return [tile(worker, waiting.get(worker.model, 0)) for worker in ordered]
 
 
-def tile(worker: Worker) -> Tile:
-    state, kv = state_of(worker), kv_of(worker)
-    slowdown, streams = worker.room.slowdown, worker.in_flight.streams
+def slow_of(worker: Worker) -> tuple[float, str] | None:
+    """How many times as long do its steps take, and as what? None: no finding calls it slow."""
+    seen = worker.slower
+    if seen is None or not seen.found:
+        return None
+    own = seen.than_itself >= SLOW
+    return (seen.than_itself, "they used to") if own else (seen.than_like, "at its like")
+
+
+def unseen_of(worker: Worker) -> float | None:
+    """For how long no step of it was seen, if not just now."""
+    ago_s = worker.slower.seen_ago_s if worker.slower is not None else 0.0
+    return ago_s if ago_s >= UNSEEN_S else None
+
+
+def tile(worker: Worker, waiting: int = 0) -> Tile:
+    state, kv = state_of(worker, waiting), kv_of(worker)
+    slow = slow_of(worker) if state != "down" else None
+    streams, least = worker.in_flight.streams, BOUNDS.get(worker.room.least, "")
+    unseen_s = unseen_of(worker)
     parts = [
         f"{worker.id}: {STATES[state]}",
-        f"headroom {words.percent(worker.room.headroom)}",
+        f"headroom {words.percent(worker.room.headroom)}" + (f" of {least}" if least else ""),
         words.counted(streams, "stream"),
         f"KV cache {words.percent(kv)}" if kv is not None else "",
-        f"steps {words.times(slowdown)} the usual",
+        f"steps take {slow[0]:.1f} times as long as {slow[1]}" if slow else "",
+        f"no step seen for {words.span(unseen_s)}" if unseen_s is not None else "",
         f"node {worker.node}" if worker.node else "",
         f"role {worker.role}" if worker.role != "both" else "",
         worker.report.because if worker.report is not None and state == "down" else "",
@@ -92,11 +128,12 @@ def tile(worker: Worker) -> Tile:
         state=state,
         where=" · ".join(part for part in (worker.node, _role(worker.role)) if part),
         headroom=worker.room.headroom,
+        least=least,
         streams=streams,
         arriving=worker.in_flight.arriving,
         kv=kv,
-        slowdown=slowdown,
-        slow=state != "down" and slowdown >= SLOW,
+        slow=slow[0] if slow else None,
+        unseen_s=unseen_s,
         says=", ".join(part for part in parts if part),
     )
 

@@ -319,6 +319,7 @@ class Dispatcher:
             ask.prompt_tokens,
             ask.cached.get(worker.place, 0.0),
             now,
+            live.deadline,
             live.produced,
             ask.output_left,
             own_share(self._pools[live.request.model].turn),

@@ -6,6 +6,7 @@ Totals are kept, not summed: a step costs the same whether one stream is decodin
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 
 from paceline.domain.request import Request
 
@@ -21,6 +22,7 @@ class Entry:
     __slots__ = (
         "ahead",
         "cached",
+        "deadline",
         "decoding",
         "due_at",
         "fetches",
@@ -42,6 +44,7 @@ class Entry:
         prompt: float,
         cached: float,
         sent_at: float,
+        deadline: float = inf,
         had: int = 0,
         left: float = 0.0,
         share: float = 0.75,
@@ -54,6 +57,8 @@ class Entry:
         self.sent_at = sent_at
         self.ahead = 0.0
         """Prompt tokens of others that were still to be prefilled then."""
+        self.deadline = deadline
+        """Until when its first token must come."""
         self.promised: tuple[float, float] | None = None
         """The ITL promise and weight that it counts under; None: its answer comes from another."""
         self.due_at = sent_at

@@ -89,6 +89,11 @@ class Pool:
             self._free.append(state.place)
             self.regroup()
 
+    @property
+    def usual_tokens(self) -> float:
+        """Uncached prompt tokens of requests, on average lately; 0 before the first one."""
+        return self._usual_tokens
+
     def touch(self, state: WorkerState) -> None:
         """A worker's state has changed."""
         standing = self._standings[state.place]

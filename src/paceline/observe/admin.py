@@ -28,7 +28,8 @@ from paceline.kernel import Kernel
 from paceline.kernel.timing import export, to_json
 from paceline.kernel.worker import Accuracy, WorkerState
 from paceline.observe.metrics import Metrics
-from paceline.observe.room import room
+from paceline.observe.room import Next, next_ones, room
+from paceline.policy.pace import Slower
 from paceline.policy.steptime import Load
 
 MAX_DECISIONS = 1000
@@ -74,12 +75,15 @@ def admin_app(
     now: Callable[[], float],
     more: Iterable[Route] = (),
     gpus: Callable[[str], Sequence[Gpu]] = lambda worker_id: (),
+    slower: Callable[[str], Slower | None] = lambda worker_id: None,
 ) -> Starlette:
-    """The admin application, with `more` that it answers. `gpus`: what is known of a worker's."""
+    """The admin application, with `more` that it answers. Of a worker: `gpus`, what is known of
+    its own, and `slower`, by how much it is slower than it should be."""
 
     async def fleet(request: Request) -> Response:
+        coming = next_ones(kernel)
         models = {
-            model: {"workers": await seen(list(pool.workers.values()))}
+            model: {"workers": await seen(list(pool.workers.values()), coming)}
             for model, pool in list(kernel.pools.items())
         }
         held = kernel.held()
@@ -89,14 +93,18 @@ def admin_app(
 
     async def workers(request: Request) -> Response:
         """The workers alone, each as `fleet` shows it."""
-        return _json({"workers": await seen(list(kernel.workers.values()))})
+        return _json({"workers": await seen(list(kernel.workers.values()), next_ones(kernel))})
 
-    async def seen(workers: list[WorkerState]) -> list[dict[str, Any]]:
+    async def seen(workers: list[WorkerState], coming: dict[str, Next]) -> list[dict[str, Any]]:
         """Between two workers the token streams go on."""
         views = []
         for worker in workers:
-            known = {"gpus_seen": msgspec.to_builtins(gpus(worker.worker.id))}
-            views.append(worker_view(worker, now()) | known)
+            known = {
+                "slower": msgspec.to_builtins(slower(worker.worker.id)),
+                "gpus_seen": msgspec.to_builtins(gpus(worker.worker.id)),
+            }
+            following = coming.get(worker.worker.model, Next())
+            views.append(worker_view(worker, now(), following) | known)
             await asyncio.sleep(0)
         return views
 
@@ -200,7 +208,7 @@ def _flag(request: Request, name: str) -> bool:
     return text == "true"
 
 
-def worker_view(state: WorkerState, now: float) -> dict[str, Any]:
+def worker_view(state: WorkerState, now: float, following: Next) -> dict[str, Any]:
     """One worker, for people and scripts. Seconds and tokens."""
     ledger, worker, report = state.ledger, state.worker, state.report
     load = Load(ledger.streams, 0.0, ledger.kv)
@@ -225,7 +233,7 @@ def worker_view(state: WorkerState, now: float) -> dict[str, Any]:
             "overhead_s": state.windows.overhead_s,
             "prefill_tokens_per_s": state.prefill_rate(now),
         },
-        "room": msgspec.to_builtins(room(state, now)),
+        "room": msgspec.to_builtins(room(state, now, following)),
         "cache_trust": state.trust,
         "predictions": {"ttft": _accuracy(state.ttft), "itl": _accuracy(state.itl)},
     }

@@ -22,6 +22,7 @@ from paceline.policy.causes import PREFILL, TOKENS, Cause
 from paceline.policy.diagnose import diagnose
 from paceline.policy.gpus import misleading
 from paceline.policy.look import Finding, Look, WorkerLook
+from paceline.policy.pace import Slower
 
 LAG_S = 10.0
 """Over so many seconds the event loop is judged."""
@@ -93,6 +94,14 @@ class Diagnosis:
         if state is None:
             return None
         return worker_look(state, track or Track(), now, self._gpus(worker_id))
+
+    def slower(self, worker_id: str) -> Slower | None:
+        """How much slower than it should be is a worker? None: that is not known."""
+        track = self._stalls.tracks.get(worker_id)
+        if track is None or not (pace := track.pace).steps:
+            return None
+        found = any((f.kind, f.worker) == ("slow_worker", worker_id) for f in self._found)
+        return Slower(pace.times_itself, pace.times, self._now() - track.timeline.reached, found)
 
     def look(self, now: float, workers: Sequence[WorkerLook | None] = ()) -> Look:
         """All that findings rest on."""
@@ -190,7 +199,6 @@ def worker_look(
     """How one worker has been doing."""
     report, ledger, worker = state.report, state.ledger, state.worker
     samples = track.samples
-    normal_s, slow_s, best_s, steps = track.timeline.pace
     window = track.spent(now - WINDOW_S)
     busy_s = sum(window[:TOKENS])
     first = samples[0] if samples else None
@@ -218,11 +226,8 @@ def worker_look(
         streams=ledger.streams,
         arriving=len(ledger.entries) - ledger.streams,
         ahead=ledger.ahead,
-        steps=steps if track.known else 0.0,
+        **msgspec.structs.asdict(track.pace),
         stepped_s=now - track.timeline.reached,
-        normal_s=normal_s,
-        slow_s=max(slow_s, 0.0),
-        best_s=best_s,
         prefill_share=window[PREFILL] / busy_s if busy_s > 0.0 else 0.0,
         slowdown=speed.slowdown * speed.aged,
         told_times=track.told,

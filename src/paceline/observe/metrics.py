@@ -306,7 +306,11 @@ GAUGES: tuple[tuple[str, str, Callable[[WorkerState], float]], ...] = (
     ),
     ("uncached_tokens_ahead", "Prompt tokens not yet prefilled.", lambda w: w.ledger.ahead),
     ("context_tokens", "Context of the decoding streams.", lambda w: w.ledger.kv),
-    ("slowdown", "Observed over learned step time.", lambda w: w.timing.slowdown),
+    (
+        "slowdown",
+        "Observed over learned step time; 1 once a speed has lasted.",
+        lambda w: w.timing.slowdown,
+    ),
     ("step_samples", "Steps learned from.", lambda w: w.timing.samples),
     (
         "ttft_prediction_error",

@@ -27,6 +27,7 @@ from paceline.policy.causes import (
     Sums,
     step_sums,
 )
+from paceline.policy.pace import LAST, Seen
 from paceline.policy.standing import Curve
 from paceline.policy.windows import PastStep
 
@@ -42,10 +43,6 @@ MOST_OPEN = 256
 """Late steps that wait for those after them."""
 MOST_WORST = 64
 """Late steps kept, each shorter than the one before."""
-FADE = 0.95
-"""Of what is known of a worker's pace, with each step: some twenty of them count."""
-MOST_FADED = 20
-"""Steps told in one count for so many at most."""
 
 _SUMS = Struct(f"{len(NOTHING)}d")
 
@@ -91,9 +88,8 @@ class Timeline:
 
     def __init__(self) -> None:
         self.sums: Sums = NOTHING.copy()
-        self.pace = (0.0, 0.0, 0.0, 0.0)
-        """Of the last steps alone, however long ago: seconds that they would take if all were well,
-        that they took more, and that they would take at its own best; and their number."""
+        self.last: deque[Seen] = deque(maxlen=LAST)
+        """Its last steps, however long ago."""
         self.reached = -inf
         """Up to when its steps are known."""
         self.speed = Speed(Curve((1e-3, *[0.0] * 9)))
@@ -134,7 +130,7 @@ class Timeline:
             self.sums = list(map(add, self.sums, each))
         else:
             self.sums = [a + count * b for a, b in zip(self.sums, each, strict=True)]
-        self._pace(each[BATCH] + each[PREFILL], each[SLOW], each[AT_BEST], count)
+        self.last.append((each[BATCH] + each[PREFILL], each[SLOW], each[AT_BEST], count))
         if self.late:
             self._follow(step, each)
         if step.seconds > late_s:
@@ -161,17 +157,7 @@ class Timeline:
         sums[SLOW] += slow_s
         sums[STEPS] += 1.0
         sums[AT_BEST] += best_s
-        self._pace(batch_s, slow_s, best_s, 1)
-
-    def _pace(self, normal_s: float, slow_s: float, best_s: float, count: int) -> None:
-        fade, few = (FADE, 1) if count == 1 else (FADE**count, min(count, MOST_FADED))
-        normal, slow, best, steps = self.pace
-        self.pace = (
-            fade * normal + few * normal_s,
-            fade * slow + few * slow_s,
-            fade * best + few * best_s,
-            fade * steps + few,
-        )
+        self.last.append((batch_s, slow_s, best_s, 1))
 
     def _follow(self, step: PastStep, each: Sums) -> None:
         """Was a late step made up for by this one?"""

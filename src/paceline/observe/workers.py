@@ -14,6 +14,7 @@ from paceline.observe.lag import Lags
 from paceline.observe.losses import WINDOW_S
 from paceline.observe.timeline import MADE_UP, Mark, Timeline
 from paceline.policy.causes import BATCH, GATEWAY, NOTHING, PREFILL, STEPS, TOKENS, Speed, Sums
+from paceline.policy.pace import Pace, of_late
 from paceline.policy.standing import Curve
 
 LIKE_STREAMS, LIKE_KV = 32.0, 32_000.0
@@ -24,8 +25,11 @@ LEAST_GAPS = 10
 """Gaps and steps that must lie between two reports for them to be compared."""
 UNLIKE = 1.15
 """Times as slow as its like from which on a worker is not like them."""
-SMOOTH, FORGET = 0.1, 0.001
-"""How fast, a second, a worker's usual speed is smoothed, and how fast its best is forgotten."""
+STEADY = 1.3
+"""Times slower than at its best up to which a worker is as usual, and its best follows..."""
+FOLLOW_S, FORGET_S = 1000.0, 1e6
+"""...with the first of these time constants. Who is slower is measured by the same best for days:
+one that stays slow must not be called well."""
 MOST_TROUBLES = 64
 MOST_PENDING = 4096
 """Requests of one worker whose lateness waits to be explained."""
@@ -66,8 +70,10 @@ class Track:
         """What can be explained once the mark is known."""
         self.samples: deque[Sample] = deque(maxlen=int(WINDOW_S) + 1)
         self.troubles: deque[Trouble] = deque(maxlen=MOST_TROUBLES)
-        self._like_s = self._best_s = self._smooth_s = 0.0
-        """What a typical step takes at its like, at its own best, and of late; 0: not known yet."""
+        self._like_s = 0.0
+        """What a typical step takes at its like; 0: not known yet."""
+        self._best = 0.0
+        """The scale of its step times (`StepTimeEstimator.scale`) at its best; 0: not known yet."""
         self.foreign = (0, 0)
         """Requests of others there, as of its last two reports."""
         self.took_s = (0.0, 0.0)
@@ -107,11 +113,11 @@ class Track:
         assert self.state is not None
         usual_s = self.usual_s = _typical_s(curve)
         like = usual_s / self._like_s if self._like_s else 1.0
-        aged = usual_s / self._best_s if self._best_s else 1.0
+        aged = self.state.timing.scale / self._best if self._best else 1.0
         self.timeline.speed = Speed(
             curve,
             like if like > UNLIKE else 1.0,
-            aged if aged > UNLIKE else 1.0,
+            max(aged, 1.0),
             self.state.timing.slowdown,
             float(self.state.windows.budget),
         )
@@ -127,12 +133,16 @@ class Track:
         report = self.state.report if self.state is not None else None
         return report is None or report.waiting is None or report.waiting > 0
 
-    def _age(self) -> None:
+    @property
+    def pace(self) -> Pace:
+        """Of its last steps."""
+        return of_late(self.timeline.last) if self.known else Pace()
+
+    def _age(self, scale: float, seconds: float) -> None:
         """Compare with its best: what is learned of a slow worker is soon its usual speed."""
-        usual_s = self.usual_s
-        self._smooth_s += SMOOTH * (usual_s - self._smooth_s) if self._smooth_s else usual_s
-        best_s = min(self._best_s or self._smooth_s, self._smooth_s)
-        self._best_s = best_s + FORGET * (self._smooth_s - best_s)
+        best = min(self._best or scale, scale)
+        patience_s = FOLLOW_S if scale < STEADY * best else FORGET_S
+        self._best = best + min(seconds / patience_s, 1.0) * (scale - best)
 
     def reported(self, state: WorkerState, report: WorkerReport) -> None:
         """The engine told what it has, and how long its gaps were: compare with what is known."""
@@ -170,7 +180,7 @@ class Track:
         """Look at it; a typical step takes `like_s` at its like."""
         self._like_s = like_s
         if self.known:
-            self._age()
+            self._age(state.timing.scale, now - self.samples[-1].at if self.samples else 0.0)
         self._renew(self.timeline.speed.curve)
         report = state.report
         self.samples.append(

@@ -9,6 +9,7 @@ import msgspec
 
 from paceline.domain.gpu import Gpu
 from paceline.policy.causes import Cause
+from paceline.policy.pace import Pace
 
 LOST_SHARE = 0.02
 LEAST_LOST = 5
@@ -38,8 +39,8 @@ class Loss(msgspec.Struct):
     since: float = 0.0
 
 
-class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker over the window. Seconds of steps are split as in `policy.causes`."""
+class WorkerLook(Pace, frozen=True, kw_only=True):
+    """One worker over the window, and the pace of its last steps."""
 
     id: str
     model: str
@@ -62,16 +63,8 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     arriving: int = 0
     ahead: float = 0.0
     """Prompt tokens sent and not yet prefilled."""
-    steps: float = 0.0
-    """The last ones, by which its speed is judged; older ones count less."""
     stepped_s: float = 0.0
-    """So long ago."""
-    normal_s: float = 0.0
-    """What they would have taken at normal speed..."""
-    slow_s: float = 0.0
-    """...and what they took more."""
-    best_s: float = 0.0
-    """What they would have taken at its own best."""
+    """So long ago was the last of its steps."""
     prefill_share: float = 0.0
     """Of the time of its steps."""
     slowdown: float = 1.0
@@ -103,16 +96,6 @@ class WorkerLook(msgspec.Struct, frozen=True, kw_only=True):
     """When its trouble began, if it has any."""
     gpus: Sequence[Gpu] = ()
     """That it runs on, if somebody tells of them; with a lowered clock, as they were then."""
-
-    @property
-    def times(self) -> float:
-        """As long as normal that its steps take."""
-        return 1.0 + self.slow_s / self.normal_s if self.normal_s > 0.0 else 1.0
-
-    @property
-    def times_itself(self) -> float:
-        """As long as at its own best."""
-        return (self.normal_s + self.slow_s) / self.best_s if self.best_s > 0.0 else 1.0
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):

@@ -192,6 +192,12 @@ class StepTimeEstimator:
         return exp(self._tail[2] * self._spread)
 
     @property
+    def scale(self) -> float:
+        """What of the slowdowns so far has lasted: twice as high if steps of loads that were known
+        take twice as long for good. What is learned of other loads does not change it."""
+        return self._scale
+
+    @property
     def coefficients(self) -> tuple[float, ...]:
         """As in `model()`; the same object until they change."""
         if self._shown is None:

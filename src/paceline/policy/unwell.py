@@ -18,15 +18,15 @@ from paceline.policy.look import (
     matters,
     promises_lost,
 )
+from paceline.policy.pace import SLOW
 
-SLOW = 1.4
-"""Times as long as normal that a worker's steps take for it to be slow..."""
 SURELY = 1.2
-"""...if the kernel reckons with so much, and the engine, where it tells, has measured so much..."""
-LEAST_STEPS = 10.0
-"""...of so many steps..."""
+"""A worker is slow if the kernel reckons with so much, and the engine, where it tells, has measured
+so much..."""
 OUTDATED_S = 60.0
 """...and not so long ago: who is slow gets little work that could show it."""
+UNSEEN_S = 5.0
+"""From when on it is said that it was not seen since."""
 STRANGERS = 4
 """Requests from elsewhere, and no fewer than from here, by which a worker is slowed."""
 PREEMPTED = 3
@@ -94,7 +94,7 @@ def hung_workers(look: Look) -> Iterator[Finding]:
 def slow_workers(look: Look) -> Iterator[Finding]:
     """Whose steps take longer than such work takes?"""
     for w in look.workers:
-        known = w.steps >= LEAST_STEPS and w.stepped_s < OUTDATED_S
+        known = w.steps > 0.0 and w.stepped_s < OUTDATED_S
         denied = 0.0 < w.told_times < SURELY  # by the engine, at least until its last report
         denied |= w.told_times == 0.0 and _is_far(look, w, w.took_worst_s)  # it cannot tell in time
         if not known or denied or w.hangs:
@@ -115,15 +115,18 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 w,
                 "slow_worker",
                 (Cause.SLOW_WORKER, *PROMPT_CAUSES),
-                f"Steps of {w.id} take {times:.1f} times as long as {than}.",
+                f"Steps of {w.id} take {times:.1f} times as long as {than}{_unseen(w)}.",
                 "Look at its GPU's clocks, temperature and neighbours; drain it if it stays so.",
                 times_as_slow=times,
                 step_ms=1e3 * (w.normal_s + w.slow_s) / w.steps,
                 normal_step_ms=1e3 * w.normal_s / w.steps,
-                slowdown_now=w.slowdown,
                 last_step_ago_s=w.stepped_s,
             )
             yield with_gpus(finding, w)
+
+
+def _unseen(w: WorkerLook) -> str:
+    return f"; no step of it was seen for {w.stepped_s:.0f} s" if w.stepped_s >= UNSEEN_S else ""
 
 
 def _are_strangers(w: WorkerLook, requests: int) -> bool:

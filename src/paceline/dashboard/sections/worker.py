@@ -7,7 +7,7 @@ from paceline.dashboard.parts import View, empty, missing, section
 from paceline.dashboard.said import Accuracy, Fleet, History, Stalls, Tiers, Worker
 from paceline.dashboard.sections.stalls import newest, timeline
 from paceline.dashboard.sections.tokens import Times, heat_of
-from paceline.dashboard.shape import STATES, kv_of, state_of, workers_of
+from paceline.dashboard.shape import BOUNDS, STATES, kv_of, slow_of, state_of, workers_of
 from paceline.dashboard.source import Missing
 from paceline.markup import Markup, tag
 
@@ -42,7 +42,7 @@ def worker(
         "worker",
         title,
         close,
-        _facts(found),
+        _facts(found, fleet.held.get(found.model, 0)),
         tag("h3", "Inter-token latency of its streams"),
         heat,
         tag("h3", "Its late tokens by cause"),
@@ -50,18 +50,20 @@ def worker(
     )
 
 
-def _facts(of: Worker) -> Markup:
-    state, report, timing = state_of(of), of.report, of.timing
+def _facts(of: Worker, waiting: int) -> Markup:
+    state, report, timing = state_of(of, waiting), of.report, of.timing
     because = report.because if report is not None else "it has not reported yet"
     facts = [
         ("state", STATES[state] + (f": {because}" if because and state == "down" else "")),
-        ("headroom", words.percent(of.room.headroom)),
+        ("headroom", f"{words.percent(of.room.headroom)} {BOUNDS.get(of.room.least, '')}"),
+        ("TTFT of who comes next", words.seconds(of.room.ttft_s)),
         ("streams", f"{of.in_flight.streams} + {of.in_flight.arriving} arriving"),
         ("prompt tokens ahead", words.count(of.in_flight.uncached_tokens_ahead)),
         ("context", f"{words.count(of.in_flight.context_tokens)} tokens"),
         ("KV cache", words.percent(kv_of(of))),
         ("step time", words.seconds(timing.step_s)),
-        ("slowdown", words.times(of.room.slowdown)),
+        ("its steps take", _slow(of)),
+        ("routing reckons with", f"{words.times(of.room.slowdown)} what is learned"),
         ("prefill", f"{words.count(round(timing.prefill_tokens_per_s))} tokens/s"),
         ("TTFT forecast", _error(of.predictions.get("ttft"))),
         ("ITL forecast", _error(of.predictions.get("itl"))),
@@ -73,6 +75,14 @@ def _facts(of: Worker) -> Markup:
     ]
     pairs = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts]
     return tag("dl", *pairs, class_="facts")
+
+
+def _slow(of: Worker) -> str:
+    if of.slower is None:
+        return "not known yet"
+    times, than = slow_of(of) or (of.slower.than_itself, "they used to")
+    ago = f", seen {words.span(of.slower.seen_ago_s)} ago" if of.slower.seen_ago_s >= 1.0 else ""
+    return f"{times:.1f}× as long as {than}{ago}"
 
 
 def _error(seen: Accuracy | None) -> str:
