@@ -233,7 +233,7 @@ async def starved_prefill(stage: Stage) -> None:
 
 async def own_prompts(stage: Stage) -> None:
     """Prompts that take longer than their own promise, whatever else there is to do."""
-    stage.ask(0.6, TROUBLE_S, seed=11, prompts=fixed(12_000), answers=fixed(20))
+    stage.ask(0.9, TROUBLE_S, seed=11, prompts=fixed(9000), answers=fixed(20))
 
 
 async def one_prefix(stage: Stage) -> None:
@@ -290,7 +290,9 @@ TROUBLES = {
         policy="least-requests",
         roles=("decode", "prefill", "decode", "decode"),
     ),
-    "own prompts": Trouble(own_prompts, ("long_prompts",), "own_prefill"),
+    "own prompts": Trouble(
+        own_prompts, ("long_prompts",), "own_prefill", {"max_num_batched_tokens": 512}
+    ),
     "one prefix": Trouble(
         one_prefix,
         ("unbalanced_routing",),
