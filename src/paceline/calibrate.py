@@ -77,8 +77,9 @@ async def fetch(admin: str) -> Timing:
     except TimeoutError:
         raise NoTiming(f"{url}: no answer within {TIMEOUT_S:.0f} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
+        why = "nobody answers" if isinstance(error, aiohttp.ClientConnectorError) else error
         raise NoTiming(
-            f"{url}: {error}; is `paceline serve` running, and is this its admin listener?"
+            f"{url}: {why}; is `paceline serve` running, and is this its admin listener?"
         ) from None
     if status != 200:
         raise NoTiming(f"{url}: HTTP {status}; is this the admin listener of a paceline gateway?")

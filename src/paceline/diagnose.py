@@ -94,8 +94,9 @@ async def fetch(url: str) -> bytes:
     except TimeoutError:
         raise NoDiagnosis(f"{address}: no answer within {TIMEOUT_S:.0f} s") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
+        why = "nobody answers" if isinstance(error, aiohttp.ClientConnectorError) else error
         raise NoDiagnosis(
-            f"{address}: {error}; is `paceline serve` running, and is this its admin listener?"
+            f"{address}: {why}; is `paceline serve` running, and is this its admin listener?"
         ) from None
     if status != 200:
         raise NoDiagnosis(f"{address}: HTTP {status}; is this a gateway's admin listener?")

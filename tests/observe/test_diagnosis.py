@@ -243,7 +243,7 @@ def test_where_utilisation_misleads_is_said_below_and_is_no_trouble(
 
 
 def test_a_gateway_that_cannot_be_asked_ends_with_a_sentence() -> None:
-    with pytest.raises(NoDiagnosis, match="is `paceline serve` running"):
+    with pytest.raises(NoDiagnosis, match="nobody answers; is `paceline serve` running"):
         asyncio.run(fetch("127.0.0.1:1"))
 
 

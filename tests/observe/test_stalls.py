@@ -158,13 +158,11 @@ def test_each_move_is_a_gap_of_its_own_and_the_worker_that_was_left_is_to_blame(
     ended = StreamEnded("r", 41, itl_s=0.09, stall_s=2.0)
     stalls.saw(4.3, ended, kernel.handle(ended, 4.3))
     stalls.look(7.0)
-    events = {name: [*kept] for name, kept in stalls.losses.late.items()}
-    assert [(e.what, e.seconds) for e in events["p"]] == [("stream", pytest.approx(1.5))]
-    assert [(e.what, e.seconds) for e in events["d"]] == [("stream", pytest.approx(2.0))]
-    (mean,) = events["e"]
-    assert (mean.what, mean.seconds) == ("mean", pytest.approx(3.6))
+    (first,), (second,), (mean,) = (stalls.losses.late[name] for name in ("p", "d", "e"))
+    assert [first.what, second.what, mean.what] == ["stream", "stream", "mean"]
+    assert [first.seconds, second.seconds, mean.seconds] == pytest.approx([1.5, 2.0, 3.6])
     assert mean.late_s == pytest.approx(40 * (0.09 - 0.02))
-    assert {event.cause for kept in events.values() for event in kept} == {Cause.LOST_WORKER}
+    assert {first.cause, second.cause, mean.cause} == {Cause.LOST_WORKER}
     assert sum(total.promises for total in stalls.losses.totals.values()) == 1
 
 

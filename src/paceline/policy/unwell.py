@@ -114,7 +114,7 @@ def slow_workers(look: Look) -> Iterator[Finding]:
                 look,
                 w,
                 "slow_worker",
-                (Cause.SLOW_WORKER, *PROMPT_CAUSES),
+                (Cause.SLOW_WORKER, Cause.OTHERS_PREFILL),
                 f"Steps of {w.id} take {times:.1f} times as long as {than}{_unseen(w)}.",
                 "Look at its GPU's clocks, temperature and neighbours; drain it if it stays so.",
                 times_as_slow=times,
