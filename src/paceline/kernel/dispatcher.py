@@ -261,6 +261,8 @@ class Dispatcher:
 
     def elsewhere(self, live: Live, worker: WorkerState, now: float) -> Prediction | None:
         """What a request might expect on another worker, were it sent there now."""
+        if live.predicted is None:
+            return None  # its policy foresees nothing, and may take the question for a choice
         choice = self._choose(live, now, [worker.place], overdue=True, apart=False)
         return choice.predicted if choice is not None and not choice.wait else None
 
