@@ -277,7 +277,8 @@ would be answered, while fewer than {QUEUED} prompts are on the prefill workers.
 those that were best for these policies over the scenarios `disaggregated` and `slow-link`. Where a
 worker cannot prefill by itself, every prompt is handed over.
 
-Source: {inspect.getdoc(by_length).partition("Source: ")[2]}"""
+Source: {inspect.getdoc(by_length).partition("Source: ")[2]}
+"""
     )
 
 

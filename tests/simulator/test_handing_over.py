@@ -85,6 +85,19 @@ def test_every_request_is_answered(policy: str) -> None:
         assert replica.scheduler.pool.used == 0
 
 
+def test_the_oracle_weighs_the_transfer_against_the_harm_of_a_prefill_in_place() -> None:
+    def shared_over(bytes_per_s: float) -> int:
+        network = Network(kv_bytes_per_s=bytes_per_s)
+        requests = (Requests(rate=30.0, prompt=(600, 1500), output=(100, 300)),)
+        stage = Stage(pair(network=network, requests=requests), "oracle")
+        stage.run()
+        assert all(seen.status == "ok" for seen in stage.seen)
+        return shared(stage)
+
+    assert shared_over(100.0 * SLOW) > 10
+    assert shared_over(0.01 * SLOW) == 0
+
+
 TROUBLES = [
     Fault(kind="crash", worker="p0", at_s=3.0, for_s=1.0),
     Fault(kind="crash", worker="d0", at_s=3.0, for_s=1.0),
