@@ -54,6 +54,9 @@ class InPlace:
     ) -> Choice:
         return headroom(fleet, ask, places)
 
+    def fetching(self, fleet: Sharing, ask: Ask, places: Sequence[int], source: int) -> Choice:
+        return disagg.fetching(headroom, fleet, ask, places, source)
+
 
 class Apart(InPlace):
     """Headroom that always does."""

@@ -56,6 +56,7 @@ from paceline.observe.sheet import sheet_of
 from paceline.observe.stalls import Stalls
 from paceline.observe.views import cluster_routes
 from paceline.policy.causes import Cause
+from paceline.policy.disagg import LOCAL_TOKENS, QUEUED, by_length
 from paceline.policy.pace import Slower
 from paceline.policy.route import POLICIES
 from paceline.simulator.load import TAKES, load_scenario
@@ -269,6 +270,18 @@ def policies_page() -> str:
         "# Routing policies\n\nSet with `routing.policy`. [Routing](../concepts.md#routing) says "
         "how `headroom` decides; the others are there to compare with.\n\n"
         + table(("policy", "takes", "source"), rows)
+        + f"""
+## Prefill on workers of its own
+
+`headroom` weighs both ways for each prompt ([design note 10](../design/0010-disaggregation.md)).
+The others ask twice, for the worker that answers and for the one that prefills, and share a prompt
+by one rule: it is handed over if more than {LOCAL_TOKENS:.0f} of its tokens are not cached where it
+would be answered, while fewer than {QUEUED} prompts are on the prefill workers. Both figures are
+those that were best for these policies over the scenarios `disaggregated` and `slow-link`. Where a
+worker cannot prefill by itself, every prompt is handed over.
+
+Source: {inspect.getdoc(by_length).partition("Source: ")[2]}
+"""
     )
 
 

@@ -25,6 +25,8 @@ from paceline.kernel import Settings
 from paceline.kernel.handover import HandOver
 from stand import MODEL, Reply, Stand, live_gateway, on_loop, until
 
+pytestmark = pytest.mark.usefixtures("every_prompt_handed_over")
+
 ENGINE = EngineSettings(profile="tiny", model=MODEL, speed=10.0)
 SLOW = EngineSettings(profile="tiny", model=MODEL, speed=0.2)
 POLICY = Settings(policy="least-requests", hold_s=0.2)

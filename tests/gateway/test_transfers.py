@@ -17,6 +17,8 @@ from paceline.gateway.link import Timeouts
 from paceline.kernel import Settings
 from stand import Stand, live_gateway, on_loop, until
 
+pytestmark = pytest.mark.usefixtures("every_prompt_handed_over")
+
 POLICY = Settings(policy="least-requests", hold_s=0.2)
 SAID: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "seed": 3}
 COUNTS = {"usage": {"prompt_tokens": 7, "completion_tokens": 1, "prompt_tokens_details": None}}

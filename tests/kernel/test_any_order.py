@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import partial
 from math import inf, isfinite
 
 import pytest
@@ -58,7 +59,7 @@ from paceline.kernel import Kernel, Settings
 from paceline.kernel.elsewhere import FORGET_S
 from paceline.kernel.ledger import Ledger
 from paceline.kernel.log import line, opening, replay
-from paceline.policy.disagg import apart
+from paceline.policy.disagg import apart, fetching
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.route import POLICIES, headroom
 from paceline.policy.standing import Ask
@@ -502,6 +503,7 @@ class Apart:
     """As headroom, but whatever can be prefilled by another worker is."""
 
     ways = staticmethod(apart)
+    fetching = staticmethod(partial(fetching, headroom))
 
     def __call__(self, fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
         return headroom(fleet, ask, places)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from math import log
 from typing import Any
 
@@ -12,7 +13,10 @@ from stage import Stage, ask
 
 from paceline.domain.commands import Dispatch
 from paceline.kernel.log import line, opening, replay
+from paceline.policy.baselines import KvCost
+from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.route import POLICIES
+from paceline.policy.standing import Ask
 from paceline.simulator.scenario import Fault, Requests, Scenario, SimTier, Workers
 
 H100, A100 = "h100-llama-8b", "a100-llama-8b"
@@ -70,6 +74,22 @@ def test_a_throttled_worker_loses_work_while_it_is_slow_and_gets_it_back() -> No
     assert share(0, 10) > 0.15
     assert share(11, 20) < 0.12
     assert share(28, 40) > 0.15
+
+
+def test_a_policy_that_predicts_nothing_is_asked_of_each_request_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: Counter[str] = Counter()
+
+    class Noting(KvCost):
+        def __call__(self, fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
+            asked[ask.request_id] += 1
+            return super().__call__(fleet, ask, places)
+
+    monkeypatch.setitem(POLICIES, "noting", Noting)
+    stage = played(scenario(60, 20, replace(THROTTLED, factor=6.0)), "noting")
+    assert set(asked.values()) == {1}
+    assert len(asked) == len(stage.seen)
 
 
 def test_headroom_keeps_more_promises_than_counting_requests_when_a_worker_is_throttled() -> None:

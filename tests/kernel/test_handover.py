@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -31,7 +32,7 @@ from paceline.domain.worker import Worker, WorkerReport
 from paceline.kernel import Kernel, Settings
 from paceline.kernel.legs import Legs
 from paceline.kernel.live import Live
-from paceline.policy.disagg import apart
+from paceline.policy.disagg import LOCAL_TOKENS, QUEUED, apart, fetching
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.route import headroom
 from paceline.policy.standing import Ask
@@ -48,6 +49,7 @@ class Apart:
     """As headroom, but whatever can be prefilled by another worker is."""
 
     ways = staticmethod(apart)
+    fetching = staticmethod(partial(fetching, headroom))
 
     def __call__(self, fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
         return headroom(fleet, ask, places)
@@ -331,16 +333,26 @@ def test_a_full_prefill_worker_gets_nothing_more() -> None:
     assert told(play.asks("b")) == []
 
 
-def test_a_policy_that_knows_no_ways_hands_over_everything() -> None:
-    kernel = Kernel(Settings(policy="least-requests"))
+def test_other_policies_hand_over_long_prompts_until_the_prefill_workers_have_enough() -> None:
+    kernel = Kernel(Settings(policy="kv-cost"))
     for worker in (P0, P1, D0, D1):
         kernel.handle(WorkerAdded(worker), 0.0)
         kernel.handle(Play.well(worker.id), 0.0)
-    ways = []
-    for i in range(4):
-        arrived = RequestArrived(Request(f"r{i}", "m", "a", "t", Promise(), prompt_tokens=100))
-        ways += told(kernel.handle(arrived, 0.0))
-    assert sorted(ways) == [("prefill", "p0")] * 2 + [("prefill", "p1")] * 2
+
+    def ways(count: int, tokens: int) -> list[tuple[str, ...]]:
+        found: list[tuple[str, ...]] = []
+        for i in range(count):
+            request = Request(f"{tokens} {i}", "m", "a", "t", Promise(), prompt_tokens=tokens)
+            found += told(kernel.handle(RequestArrived(request), 0.0))
+        return sorted(found)
+
+    short, long = int(LOCAL_TOKENS), int(LOCAL_TOKENS) + 1
+    assert ways(2, short) == [("d0", ""), ("d1", "")]
+    assert ways(QUEUED, long) == [
+        *[("prefill", "p0")] * (QUEUED // 2),
+        *[("prefill", "p1")] * (QUEUED // 2),
+    ]
+    assert ways(2, long + 1) == [("d0", ""), ("d1", "")]
 
 
 # Both at once.

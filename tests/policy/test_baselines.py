@@ -267,6 +267,14 @@ def test_the_blocks_of_a_request_that_is_gone_are_free(
     assert policy(fleet, ask("c"), fleet.places).place == 0
 
 
+def test_a_request_that_is_asked_for_again_has_its_blocks_where_it_was_put_last() -> None:
+    fleet = Workers([0, 0])
+    policy = KvCost()
+    policy(fleet, ask("a"), [0])
+    policy(fleet, ask("a"), [1])
+    assert policy(fleet, ask("b"), fleet.places).place == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=30))
 def test_blocks_in_use_are_those_of_the_prompts_in_flight(moves: list[tuple[int, int]]) -> None:
     fleet = Workers([0])

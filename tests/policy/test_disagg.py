@@ -11,7 +11,14 @@ from standings import ASK, BUDGET
 
 from paceline.domain.promise import Promise
 from paceline.policy.baselines import least_requests
-from paceline.policy.disagg import always, apart, conditional, fetching, ways_of
+from paceline.policy.disagg import (
+    LOCAL_TOKENS,
+    QUEUED,
+    apart,
+    conditional,
+    fetching,
+    ways_of,
+)
 from paceline.policy.links import TransferTime
 from paceline.policy.route import headroom
 from paceline.policy.standing import Ask, Correction, Curve, InFlight, Standing
@@ -170,9 +177,37 @@ def test_what_is_prefilled_goes_to_the_worker_that_is_free() -> None:
     assert (choice.place, choice.source) == (2, None)
 
 
-def test_policies_without_a_way_of_their_own_always_hand_over() -> None:
+def by_others(pair: Pair, ask: Ask = LONG) -> int | None:
+    """The source where `least-requests` routes."""
+    ways, _ = ways_of(least_requests)
+    choice = ways(pair, ask, [DECODE], [PREFILL])
+    assert choice.place == DECODE
+    return choice.source
+
+
+def test_other_policies_hand_over_what_is_long_and_not_cached() -> None:
     pair = Pair(worker(), worker())
-    choice = ways_of(least_requests)(pair, LONG, [DECODE], [PREFILL])
-    assert (choice.place, choice.source) == (DECODE, PREFILL)
-    assert ways_of(headroom) is conditional
-    assert always(least_requests, pair, LONG, [PREFILL], [DECODE]).source is None
+    assert by_others(pair) == PREFILL
+    assert by_others(pair, replace(LONG, prompt_tokens=LOCAL_TOKENS)) is None
+    assert by_others(pair, replace(LONG, cached={DECODE: 6000.0 - LOCAL_TOKENS})) is None
+
+
+def test_other_policies_keep_a_prompt_in_place_while_enough_is_prefilled_elsewhere() -> None:
+    pair = Pair(worker(), worker())
+    waiting = dict.fromkeys(range(QUEUED - 1), 0)
+    pair.load = lambda place: len(waiting)  # type: ignore[method-assign]
+    assert by_others(pair) == PREFILL
+    waiting[QUEUED] = 0
+    assert by_others(pair) is None
+
+
+def test_streams_of_a_worker_that_answers_too_are_no_prompts_that_wait_there() -> None:
+    assert by_others(Pair(worker(streams=10 * QUEUED), worker())) == PREFILL
+
+
+def test_where_a_worker_cannot_prefill_every_policy_hands_over() -> None:
+    _, alone_cannot = ways_of(least_requests)
+    short = replace(LONG, prompt_tokens=30.0)
+    assert alone_cannot(Pair(worker(), worker()), short, [DECODE], [PREFILL]).source == PREFILL
+    assert alone_cannot(Pair(worker(), worker()), short, [PREFILL], [DECODE]).source is None
+    assert ways_of(headroom) == (conditional, apart)

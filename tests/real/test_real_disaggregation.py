@@ -30,6 +30,7 @@ from stand import MODEL, Reply, Stand, live_gateway, until
 
 pytestmark = [
     pytest.mark.real,
+    pytest.mark.usefixtures("every_prompt_handed_over"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         not connectors_are_ready() and os.environ.get("PACELINE_REAL") != "1",

@@ -23,6 +23,7 @@ from test_real_disaggregation import (
 
 pytestmark = [
     pytest.mark.real,
+    pytest.mark.usefixtures("every_prompt_handed_over"),
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         not connectors_are_ready() and os.environ.get("PACELINE_REAL") != "1",

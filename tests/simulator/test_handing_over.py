@@ -15,6 +15,8 @@ from paceline.simulator.handing import WITHIN_BYTES_PER_S
 from paceline.simulator.replica import HELD_S
 from paceline.simulator.scenario import Fault, Network, Requests, Scenario, Workers
 
+pytestmark = pytest.mark.usefixtures("every_prompt_handed_over")
+
 SLOW = TINY.kv_token_bytes * 10_000.0
 """Bytes a second at which 10,000 tokens of KV cache are handed over in a second."""
 
@@ -78,9 +80,22 @@ def test_every_request_is_answered(policy: str) -> None:
     assert stage.seen
     assert all(seen.status == "ok" for seen in stage.seen)
     assert {seen.worker for seen in stage.seen} == {"d0", "d1"}
-    assert (shared(stage) == len(stage.seen)) is (policy != "headroom")
+    assert (shared(stage) == len(stage.seen)) is (policy in ("least-requests", "kv-cost"))
     for replica in stage.simulation.replicas.values():
         assert replica.scheduler.pool.used == 0
+
+
+def test_the_oracle_weighs_the_transfer_against_the_harm_of_a_prefill_in_place() -> None:
+    def shared_over(bytes_per_s: float) -> int:
+        network = Network(kv_bytes_per_s=bytes_per_s)
+        requests = (Requests(rate=30.0, prompt=(600, 1500), output=(100, 300)),)
+        stage = Stage(pair(network=network, requests=requests), "oracle")
+        stage.run()
+        assert all(seen.status == "ok" for seen in stage.seen)
+        return shared(stage)
+
+    assert shared_over(100.0 * SLOW) > 10
+    assert shared_over(0.01 * SLOW) == 0
 
 
 TROUBLES = [

@@ -253,6 +253,8 @@ class Dispatcher:
 
     def elsewhere(self, live: Live, worker: WorkerState, given: int, now: float) -> Choice | None:
         """Another worker for a stream of so many tokens; None if none is open to it."""
+        if live.predicted is None:
+            return None  # its policy foresees nothing, and may take the question for a choice
         pool = self._pools[live.request.model]
         places = [place for place in pool.usable(now, live.tried) if place != worker.place]
         ask = pool.ask(live.request, 0.0, now, given, overdue=True)

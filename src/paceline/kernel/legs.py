@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from paceline.kernel.handover import HandOver
 from paceline.kernel.live import Live
 from paceline.kernel.pool import Pool
-from paceline.policy.disagg import apart, conditional, fetching, ways_of
+from paceline.policy.disagg import fetching, ways_of
 from paceline.policy.fleet import Choice, Policy
 from paceline.policy.standing import Ask
 
@@ -17,9 +17,7 @@ class Legs:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._ways = ways_of(policy)
-        self._apart = apart if self._ways is conditional else self._ways
-        """For workers some of which answer only what others have prefilled."""
+        self._ways, self._apart = ways_of(policy)
 
     def choose(
         self,

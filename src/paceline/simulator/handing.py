@@ -28,6 +28,7 @@ class HandOvers:
 
     def __init__(self, clock: Clock, nodes: set[str], latency_s: float, bytes_per_s: float) -> None:
         self._clock = clock
+        self._latency_s = latency_s
         self._speeds: dict[str, float] = {}
         for node in nodes:
             self._speeds |= {node: bytes_per_s, _inside(node): WITHIN_BYTES_PER_S}
@@ -43,12 +44,15 @@ class HandOvers:
             arrived(flight, False)
             return
         self._under_way[flight.id] = flight, source, arrived
-        giver, taker = source.node, flight.replica.node
-        if giver == taker:
-            giver = taker = _inside(giver)
+        giver, taker = _ends(source, flight.replica)
         size_bytes = float(flight.prompt_tokens * source.profile.kv_token_bytes)
         self._fabric.start(self._clock.now, flight.id, size_bytes, giver, taker)
         self._await()
+
+    def sending_s(self, source: Replica, taker: Replica, tokens: int) -> float:
+        """What so many tokens take if nothing else is sent."""
+        slowest = min(self._speeds[end] for end in _ends(source, taker))
+        return self._latency_s + tokens * source.profile.kv_token_bytes / slowest
 
     def drop(self, flight: Flight) -> None:
         """It is not wanted any more."""
@@ -82,6 +86,13 @@ class HandOvers:
             source.fetched(flight.id)
             arrived(flight, True)
         self._await()
+
+
+def _ends(source: Replica, taker: Replica) -> tuple[str, str]:
+    """The links that a transfer crosses: of both machines, or within the one."""
+    if source.node != taker.node:
+        return source.node, taker.node
+    return _inside(source.node), _inside(source.node)
 
 
 def _inside(node: str) -> str:

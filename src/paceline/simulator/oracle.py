@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, exp, inf, log
 
+from msgspec.structs import replace
+
 from paceline.enginemodel import Load
+from paceline.policy.disagg import Sharing
 from paceline.policy.fleet import Choice, Fleet
 from paceline.policy.headroom import CROWDED, DELAY_WEIGHT, LEAST_SPARE, WORK_WEIGHT
 from paceline.policy.pressure import KV_FULL, peak_tokens
 from paceline.policy.standing import LEAST_ROOM, Ask
 from paceline.simulator.flight import NAME_TOKENS, Flight
+from paceline.simulator.handing import HandOvers
 from paceline.simulator.replica import Replica
 
 ORACLE = "oracle"
@@ -37,50 +41,64 @@ class Oracle:
         self,
         replicas: Mapping[str, Replica],
         flights: Mapping[str, Flight],
+        handovers: HandOvers,
         now: Callable[[], float],
     ) -> None:
         self._replicas = replicas
         self._flights = flights
+        self._handovers = handovers
         self._now = now
 
     def __call__(self, fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
+        return self._least(fleet, ask, [(place, None) for place in places])
+
+    def ways(
+        self, fleet: Sharing, ask: Ask, places: Sequence[int], sources: Sequence[int]
+    ) -> Choice:
+        """Each worker as it is, and with the prompt from each that would prefill it."""
+        pairs = [(i, k) for i in places for k in sources if fleet.link(k, i) is not None]
+        return self._least(fleet, ask, [*((place, None) for place in places), *pairs])
+
+    def fetching(self, fleet: Sharing, ask: Ask, places: Sequence[int], source: int) -> Choice:
+        """Each worker with the prompt that another one has prefilled."""
+        choice = self._least(fleet, ask, [(place, source) for place in places])
+        return replace(choice, source=None)
+
+    def _least(self, fleet: Fleet, ask: Ask, ways: Sequence[tuple[int, int | None]]) -> Choice:
+        """Of places that answer, each with the one that prefills, if that is another."""
         flight = self._flights[ask.request_id]
         costs = []
-        for place in places:
-            replica = self._replicas[fleet.ids[place]]
-            costs.append(self._cost(replica, flight, ask))
+        for place, source in ways:
+            giver = self._replicas[fleet.ids[source]] if source is not None else None
+            costs.append(self._cost(self._replicas[fleet.ids[place]], flight, ask, giver))
         least_s = min(delay_s for _, delay_s, _, _ in costs)
         price = WORK_WEIGHT * sum(busy for _, _, _, busy in costs) / len(costs)
         totals = [
             risk + DELAY_WEIGHT * delay_s / least_s + price * work
             for risk, delay_s, work, _ in costs
         ]
-        best = min(range(len(places)), key=lambda k: (totals[k], places[k]))
-        return Choice(places[best], f"least true cost {totals[best]:.3f}")
+        best = min(range(len(ways)), key=lambda k: (totals[k], k))
+        place, source = ways[best]
+        return Choice(place, f"least true cost {totals[best]:.3f}", source=source)
 
     def _cost(
-        self, replica: Replica, flight: Flight, ask: Ask
+        self, replica: Replica, flight: Flight, ask: Ask, source: Replica | None
     ) -> tuple[float, float, float, float]:
         """Expected broken promises, seconds of delay to all, work, and how busy the worker is."""
         now, profile, scheduler = self._now(), replica.profile, replica.scheduler
         slow = scheduler.slowdown
-        stuck_s = min(max(replica.hung_until - now, 0.0), FOREVER_S)
         prompt, answer = flight.prompt_tokens, flight.output_tokens
-        cached = min(scheduler.pool.known(flight.names) * NAME_TOKENS, prompt - 1)
-        own = prompt - cached
+        cached = cached_on(replica, flight)
+        work = own = prompt - cached
+        if source is None:
+            ttft_s = self._prefilled_s(replica, flight, own, cached)
+        else:
+            work, own = prompt - cached_on(source, flight), 1
+            ttft_s = self._brought_s(source, replica, flight)
         coming = sum(f.prompt_tokens for f in replica.coming.values())
-        ahead = scheduler.prompt_left() + coming
         streams = len(scheduler.decoding)
         everyone = len(replica.flights) + len(replica.coming)
         context = scheduler.context
-        # First token: whole chunks beside the decodes.
-        room = max(profile.max_num_batched_tokens - streams, LEAST_ROOM)
-        steps = ceil((ahead + own) / room)
-        attention = 0.5 * ahead * ahead + own * (cached + 0.5 * own)
-        each = Load(streams, round((ahead + own) / steps), context, attention / steps)
-        under_way_s = replica.left_s() if replica.plan is not None else 0.0
-        ttft_s = now - flight.arrival.at_s + stuck_s + under_way_s
-        ttft_s += slow * steps * profile.step_seconds(each)
         # Tokens: steps of everybody over the share of time that prefill leaves.
         quiet_s = profile.step_seconds(Load(streams, 0, context))
         token_s = (
@@ -122,7 +140,50 @@ class Oracle:
             risk += CROWDED * max(over, 0.0)
         slower_s *= 0.5 * answer
         delay_s = ttft_s + answer * itl_s + everyone * (own_s + slower_s)
-        return risk, delay_s, own / ask.usual_tokens, 1.0 - spare
+        return risk, delay_s, work / ask.usual_tokens, 1.0 - spare
+
+    def _prefilled_s(self, replica: Replica, flight: Flight, own: int, cached: int) -> float:
+        """From a request's arrival until its prompt is prefilled after all that is there: whole
+        chunks beside the decodes."""
+        now, profile, scheduler = self._now(), replica.profile, replica.scheduler
+        ahead = scheduler.prompt_left() + sum(f.prompt_tokens for f in replica.coming.values())
+        streams = len(scheduler.decoding)
+        room = max(profile.max_num_batched_tokens - streams, LEAST_ROOM)
+        steps = ceil((ahead + own) / room)
+        attention = 0.5 * ahead * ahead + own * (cached + 0.5 * own)
+        each = Load(streams, round((ahead + own) / steps), scheduler.context, attention / steps)
+        stuck_s = min(max(replica.hung_until - now, 0.0), FOREVER_S)
+        under_way_s = replica.left_s() if replica.plan is not None else 0.0
+        spent_s = now - flight.arrival.at_s + stuck_s + under_way_s
+        return spent_s + scheduler.slowdown * steps * profile.step_seconds(each)
+
+    def _brought_s(self, source: Replica, replica: Replica, flight: Flight) -> float:
+        """The same with the prompt from another worker: when it is prefilled there and all that
+        its machine has to send is sent, it comes, and a step gives the token."""
+        ready_s = waited_s = self._now() - flight.arrival.at_s
+        if flight.id not in source.scheduler.held:
+            cached = cached_on(source, flight)
+            ready_s = self._prefilled_s(source, flight, flight.prompt_tokens - cached, cached)
+        before = 0
+        for giver in self._replicas.values():
+            if giver.node == source.node:
+                there = [*giver.flights.values(), *giver.coming.values()]
+                held = [
+                    self._flights[name] for name in giver.scheduler.held if name in self._flights
+                ]
+                before += sum(f.prompt_tokens for f in there if f.handing)
+                before += sum(f.prompt_tokens for f in held if f is not flight)
+        sent_s = self._handovers.sending_s(source, replica, before)
+        own_s = self._handovers.sending_s(source, replica, flight.prompt_tokens)
+        scheduler = replica.scheduler
+        step = Load(len(scheduler.decoding), 1, scheduler.context)
+        step_s = scheduler.slowdown * replica.profile.step_seconds(step)
+        return max(ready_s, waited_s + sent_s) + own_s + step_s
+
+
+def cached_on(replica: Replica, flight: Flight) -> int:
+    """Tokens of a prompt that a worker need not compute."""
+    return min(replica.scheduler.pool.known(flight.names) * NAME_TOKENS, flight.prompt_tokens - 1)
 
 
 def broken(promise_s: float, predicted_s: float) -> float:

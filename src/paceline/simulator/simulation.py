@@ -68,7 +68,7 @@ class Simulation:
             policy="headroom" if policy == ORACLE else policy, margin=scenario.margin
         )
         oracle = (
-            Oracle(self.replicas, self.flights, lambda: self.clock.now)
+            Oracle(self.replicas, self.flights, self.handovers, lambda: self.clock.now)
             if policy == ORACLE
             else None
         )

@@ -169,6 +169,7 @@ class KvCost:
         """Worker of each request."""
 
     def __call__(self, fleet: Fleet, ask: Ask, places: Sequence[int]) -> Choice:
+        self._leave(ask.request_id)  # asked again, the last word counts
         prompt = _Prompt.of(ask, self._requests.get(ask.request_id))
         prefill, decode = [], []
         for i in places:
