@@ -275,12 +275,12 @@ def policies_page() -> str:
 
 `headroom` weighs both ways for each prompt ([design note 10](../design/0010-disaggregation.md)).
 The others ask twice, for the worker that answers and for the one that prefills, and share a prompt
-by one rule: it is handed over if more than {LOCAL_TOKENS:.0f} of its tokens are not cached where it
-would be answered, while fewer than {QUEUED} prompts are on the prefill workers. Both figures are
+by one rule: it is handed over if more than {LOCAL_TOKENS:,.0f} of its tokens are not cached where
+it would be answered, while fewer than {QUEUED} prompts are on the prefill workers. Both figures are
 those that were best for these policies over the scenarios `disaggregated` and `slow-link`. Where a
 worker cannot prefill by itself, every prompt is handed over.
 
-Source: {inspect.getdoc(by_length).partition("Source: ")[2]}
+Source: {(inspect.getdoc(by_length) or "").partition("Source: ")[2]}
 """
     )
 

@@ -52,8 +52,6 @@ Ways = Callable[[Sharing, Ask, Sequence[int], Sequence[int]], Choice]
 
 SAFE = 0.5
 """Share of the time that a prompt is surely kept within which it must be expected to be fetched."""
-
-
 LOCAL_TOKENS = 3000.0
 """Uncached tokens of a prompt up to which it stays, in `by_length`: 1,000 in the source; this did
 best of 0 to 4,000 on the scenarios."""
