@@ -76,7 +76,7 @@ def room(state: WorkerState, now: float, following: Next = Next()) -> Room:  # n
         slower = max((now - state.last_step_at) / (usual_s + state.windows.overhead_s + 1e-4), 1.0)
     itl_s = slower * base_s / max(1.0 - busy, LEAST_SPARE) if ledger.streams else 0.0
     prompt = following.prompt_tokens if state.worker.role != "decode" else 0.0
-    ttft_s = state.windows.overhead_s + slower * _prefill_s(state, model, prompt)
+    ttft_s = state.windows.overhead_s + slower * _prefill_s(state, model, base_s, prompt)
     kv_used = (ledger.kv + ledger.arriving) / state.kv_capacity
     itl_rooms = [1.0 - itl_s / promise_s for promise_s, _ in ledger.promised if promise_s < inf]
     rooms: dict[Bound, float] = {
@@ -95,12 +95,13 @@ def room(state: WorkerState, now: float, following: Next = Next()) -> Room:  # n
     )
 
 
-def _prefill_s(state: WorkerState, model: StepModel, prompt: float) -> float:
-    """Until a prompt would be prefilled, in full steps and a last one: as in `policy.headroom`."""
+def _prefill_s(state: WorkerState, model: StepModel, base_s: float, prompt: float) -> float:
+    """Until a prompt would be prefilled, in full steps and a last one: as in `policy.headroom`.
+    `base_s`: of a step without one."""
     ledger = state.ledger
     most = max(state.windows.budget - ledger.streams, LEAST_ROOM)
     full, last = divmod(ledger.ahead + prompt, most)
-    under_way_s = 0.5 * model.step_s(ledger.streams, kv=ledger.kv) if ledger.entries else 0.0
+    under_way_s = 0.5 * base_s if ledger.entries else 0.0
     full_s = full * model.step_s(ledger.streams, most, ledger.kv) if full else 0.0
     return under_way_s + full_s + model.step_s(ledger.streams, last, ledger.kv)
 
@@ -110,6 +111,8 @@ def _left(state: WorkerState, now: float) -> list[float]:
 
     However short its queue may seem, who comes next is no better off.
     """
-    entries = state.ledger.entries.values()
-    waiting = [e for e in entries if not e.decoding and not e.fetches and e.deadline < inf]
-    return [min((e.deadline - now) / e.request.promise.ttft_s, 1.0) for e in waiting] or [1.0]
+    return [
+        min((entry.deadline - now) / entry.request.promise.ttft_s, 1.0)
+        for entry in state.ledger.entries.values()
+        if not entry.decoding and not entry.fetches and entry.deadline < inf
+    ] or [1.0]

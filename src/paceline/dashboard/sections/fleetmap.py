@@ -46,7 +46,7 @@ def fleet_map(fleet: Fleet | Missing, view: View) -> Markup:
 def _tile(tile: Tile, name: str, view: View) -> Markup:
     chosen = view.worker == tile.id
     quiet = tile.state in ("down", "idle")
-    figure = words.NONE if tile.state == "down" else _headroom(tile.headroom)
+    figure = words.NONE if tile.state == "down" else words.percent(max(tile.headroom, -1.0))
     said = tile.state in LOUD and not (tile.slow and tile.state in ("over", "full", "tight"))
     state = STATES[tile.state].partition(" ")[0] if said else ""  # that it is slow says enough
     kv = "KV ?" if tile.kv is None else f"KV {words.percent(tile.kv)}"
@@ -64,11 +64,6 @@ def _tile(tile: Tile, name: str, view: View) -> Markup:
         title=tile.says,
         **({"aria_current": "true"} if chosen else {}),
     )
-
-
-def _headroom(share: float) -> str:
-    """Far below 0 it does not matter how far."""
-    return words.percent(share) if share >= -1.0 else f"<{words.percent(-1.0)}"
 
 
 def _unseen(tile: Tile) -> tuple[Markup, ...]:
