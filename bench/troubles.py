@@ -233,12 +233,12 @@ async def starved_prefill(stage: Stage) -> None:
 
 async def own_prompts(stage: Stage) -> None:
     """Prompts that take longer than their own promise, whatever else there is to do."""
-    stage.ask(0.9, TROUBLE_S, seed=11, prompts=fixed(9000), answers=fixed(20))
+    stage.ask(0.9, TROUBLE_S, seed=11, prompts=fixed(12_000), answers=fixed(20))
 
 
 async def one_prefix(stage: Stage) -> None:
     """All of a crowd share a prefix, and `prefix-affinity` sends them where that is cached."""
-    stage.ask(5.0, TROUBLE_S, seed=12, prompts=fixed(200), answers=fixed(60), shared_tokens=1024)
+    stage.ask(3.5, TROUBLE_S, seed=12, prompts=fixed(200), answers=fixed(100), shared_tokens=1024)
 
 
 async def far_caches(stage: Stage) -> None:
@@ -297,7 +297,7 @@ TROUBLES = {
         one_prefix,
         ("unbalanced_routing",),
         "engine_queue",
-        {"max_num_seqs": 12},
+        {"max_num_seqs": 8},
         "prefix-affinity",
     ),
     "far caches": Trouble(
