@@ -53,6 +53,10 @@ class Course(msgspec.Struct, gc=False):
         request = self.request
         return request.id, request.model, request.tier, request.tenant, self.worker
 
+    def of_worker(self, worker_id: str) -> tuple[str, str, str, str, str]:
+        """The same, where another worker is to blame that it was on."""
+        return (*self.of[:-1], worker_id)
+
     def handed(self, worker_id: str, share: float, now: float) -> None:
         """Another worker is to prefill its prompt. Of that worker's steps nothing is seen."""
         self.queued_s += now - self.ready_at
