@@ -231,16 +231,6 @@ async def starved_prefill(stage: Stage) -> None:
     stage.ask(2.0, TROUBLE_S, seed=10, prompts=fixed(6000), answers=fixed(20))
 
 
-async def own_prompts(stage: Stage) -> None:
-    """Prompts that take longer than their own promise, whatever else there is to do."""
-    stage.ask(0.9, TROUBLE_S, seed=11, prompts=fixed(9000), answers=fixed(20))
-
-
-async def one_prefix(stage: Stage) -> None:
-    """All of a crowd share a prefix, and `prefix-affinity` sends them where that is cached."""
-    stage.ask(5.0, TROUBLE_S, seed=12, prompts=fixed(200), answers=fixed(60), shared_tokens=1024)
-
-
 async def far_caches(stage: Stage) -> None:
     """Long prompts are prefilled by one worker for another, and take seconds to get there."""
     stage.ask(0.7, TROUBLE_S, seed=30, prompts=fixed(5500), answers=fixed(20))
@@ -289,16 +279,6 @@ TROUBLES = {
         engine={"hands_over": True},
         policy="least-requests",
         roles=("decode", "prefill", "decode", "decode"),
-    ),
-    "own prompts": Trouble(
-        own_prompts, ("long_prompts",), "own_prefill", {"max_num_batched_tokens": 512}
-    ),
-    "one prefix": Trouble(
-        one_prefix,
-        ("unbalanced_routing",),
-        "engine_queue",
-        {"max_num_seqs": 12},
-        "prefix-affinity",
     ),
     "far caches": Trouble(
         far_caches,

@@ -55,6 +55,10 @@ class Course(msgspec.Struct, gc=False):
         request = self.request
         return request.id, request.model, request.tier, request.tenant, self.worker
 
+    def of_worker(self, worker_id: str) -> tuple[str, str, str, str, str]:
+        """The same, where another worker is to blame that it was on."""
+        return (*self.of[:-1], worker_id)
+
     def lose(self, split: Split) -> None:
         """So much was lost between workers."""
         self.extra = add(dict(self.extra), split)

@@ -121,9 +121,9 @@ class Stalls:
             track.timeline.settle(now - PATIENCE_S)
             if track.timeline.late or track.pending:
                 self._explain(track, now)
-        gone = [worker_id for worker_id in self.tracks if worker_id not in workers]
+        gone = ({*self.tracks, *self.losses.late} - {""}).difference(workers)
         for worker_id in gone:
-            del self.tracks[worker_id]
+            self.tracks.pop(worker_id, None)
         self.losses.forget(gone)
         look_at(workers, self.tracks, now)
         if len(self._courses) > 2 * len(self._kernel.requests) + 100:
@@ -260,7 +260,7 @@ class Stalls:
             return
         track = self._track(course.worker)
         course.begun = mark = track.timeline.mark(fact.at)
-        course.preemptions = track.state.preemptions if track.state is not None else 0
+        course.preemptions = track.preemptions
         if course.off_at < inf:  # its answer goes on
             course.goes_on(fact.at)
         elif not course.legs:
@@ -347,8 +347,7 @@ class Stalls:
         """An answer whose gaps were too long, one or on average."""
         promise, split, gaps = course.request.promise, of_gaps(sums), course.gaps
         if self._is_own(course, track, fact.stall_s):
-            state = track.state
-            thrown_out = state is not None and state.preemptions > course.preemptions
+            thrown_out = track.preemptions > course.preemptions
             cause = Cause.PREEMPTION if thrown_out else Cause.LINK
             gaps = ((course.worker, cause, fact.stall_s),)
             split = scaled(split, max(sum(split.values()) - fact.stall_s, 0.0))
@@ -360,14 +359,16 @@ class Stalls:
             short_s = span_s - sum(split.values())
             if short_s > 0.0:  # what no step accounts for was on its way
                 add(split, {Cause.LINK: short_s})
-            self._lost(at, "mean", span_s, split, allowed_s, course.of, int(broken))
+            longest = max(gaps, key=lambda gap: gap[2], default=(course.worker, None, 0.0))
+            left = longest[0] if dominant(split) is longest[1] else course.worker
+            self._lost(at, "mean", span_s, split, allowed_s, course.of_worker(left), int(broken))
             broken = False
         for worker_id, cause, seconds in sorted(gaps, key=lambda gap: -gap[2]):
             seconds = min(seconds, fact.stall_s)  # when it left is known to a step or two
             if seconds > late_after_s(promise):
                 allowed_s = min(promise.itl_s, promise.stall_s, 0.5 * seconds)
-                of = (*course.of[:-1], worker_id if worker_id in self.tracks else course.worker)
-                self._lost(at, "stream", seconds, {cause: seconds}, allowed_s, of, int(broken))
+                lost, of = {cause: seconds}, course.of_worker(worker_id)
+                self._lost(at, "stream", seconds, lost, allowed_s, of, int(broken))
                 broken = False
         if broken:  # by a gap of all streams: counted there, but not as a promise
             worst = track.timeline.worst(course.begun.at) if course.begun is not None else None

@@ -128,6 +128,11 @@ class Track:
         return self.timeline.sums[STEPS] >= LIKE_STEPS
 
     @property
+    def preemptions(self) -> int:
+        """By its engine, since it is known."""
+        return self.state.preemptions if self.state is not None else 0
+
+    @property
     def has_queue(self) -> bool:
         """Do requests wait in the engine, as far as it says?"""
         report = self.state.report if self.state is not None else None
