@@ -91,7 +91,7 @@ class Observing:
         if self.otel is not None:
             observers.append(self.otel.saw)
         host.observers = observers
-        listeners: list[Listener] = [_say]
+        listeners: list[Listener] = [_say, self._cluster.batches.over]
         counters: list[Counter] = [self.metrics.count, self._cluster.count]
         if self.otel is not None:
             listeners.append(self.otel.over)

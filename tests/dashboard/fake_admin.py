@@ -247,6 +247,9 @@ class FakeAdmin:
         ]}  # fmt: skip
 
     def cost(self, query: dict[str, str]) -> dict[str, Any]:
+        if query.get("by") == "batch":
+            return self.batches()
+
         def spent(share: float) -> dict[str, Any]:
             tokens = int(170e6 * share)
             return {"cost": 190 * share, "worker_s": 171_000 * share, "output_tokens": tokens,
@@ -260,6 +263,20 @@ class FakeAdmin:
         return {"at": self.now(), "window_s": 3600, "covered_s": 3600, "by": ["tier"],
                 "total": total, "unallocated": {"cost": 66.0, "worker_s": 59_400},
                 "groups": groups}  # fmt: skip
+
+    def batches(self) -> dict[str, Any]:
+        told = [("evals-2026-11", "initech", 18_400, 3, 214, 31_386, 0.0),
+                ("nightly:summaries", "globex", 9_120, 0, 31, 0, 0.0),
+                ("relabel_7", "initech", 50_000, 12, 0, 0, 5_400.0)]  # fmt: skip
+        groups = [
+            {"of": {"batch": name, "tenant": tenant}, "done": done, "failed": failed,
+             "under_way": under_way, "waiting": waiting, "output_tokens": done * 310,
+             "kept_tokens": done * 310, "cost": done * 2.9e-4, "worker_s": done * 0.26,
+             "cost_per_million_tokens": 0.935, "cost_per_million_kept_tokens": 0.935,
+             "first_seen": self.now() - 9_000, "last_seen": self.now() - ago_s}
+            for name, tenant, done, failed, under_way, waiting, ago_s in told
+        ]  # fmt: skip
+        return {"at": self.now(), "by": ["batch", "tenant"], "groups": [] if self.calm else groups}
 
 
 def main() -> None:

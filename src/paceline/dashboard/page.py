@@ -11,7 +11,7 @@ from paceline import words
 from paceline.dashboard import said
 from paceline.dashboard.causes import hatches
 from paceline.dashboard.parts import View
-from paceline.dashboard.sections.accounts import cost, tenants
+from paceline.dashboard.sections.accounts import any_batches, batches, cost, tenants
 from paceline.dashboard.sections.decisions import decisions
 from paceline.dashboard.sections.findings import findings
 from paceline.dashboard.sections.fleetmap import fleet_map
@@ -46,6 +46,7 @@ class Seen(msgspec.Struct, frozen=True):
     tenants: said.Tenants | Missing
     by_tenant: said.Summary | Missing
     cost: said.Cost | Missing
+    batches: said.Batches | Missing
     its_history: said.History | Missing
     """Of the worker that is looked at."""
     its_late: said.Stalls | Missing
@@ -74,6 +75,7 @@ async def look(source: Source, view: View) -> Seen:
         who = asks.create_task(get("tenants", said.Tenants, 2.0))
         by_tenant = asks.create_task(get("summary?window=600&by=tenant", said.Summary, 5.0))
         spent = asks.create_task(get("cost?window=3600&by=tier", said.Cost, 10.0))
+        parts = asks.create_task(get("cost?by=batch", said.Batches, 2.0))
         if view.worker:
             own = asks.create_task(get(f"{history}&{one}", said.History, view.seconds / 120))
             own_late = asks.create_task(get(f"stalls?limit={FAR}&{one}", said.Stalls, 3.0))
@@ -88,6 +90,7 @@ async def look(source: Source, view: View) -> Seen:
         who.result(),
         by_tenant.result(),
         spent.result(),
+        parts.result(),
         own.result() if view.worker else NOBODY,
         own_late.result() if view.worker else NOBODY,
     )
@@ -129,6 +132,7 @@ def page(seen: Seen, view: View, at: float) -> str:
             stalls(seen.late, view, times),
             decisions(seen.decisions, view),
             tenants(seen.tenants, seen.by_tenant),
+            batches(seen.batches),
             cost(seen.cost),
         ),
         hatches(),
@@ -146,7 +150,8 @@ def _title(seen: Seen) -> str:
 
 
 def _header(seen: Seen, at: float) -> Markup:
-    links = [tag("a", part, href=f"#{part}") for part in PARTS]
+    parts = [*PARTS[:-1], *(["batches"] if any_batches(seen.batches) else []), *PARTS[-1:]]
+    links = [tag("a", part, href=f"#{part}") for part in parts]
     return tag(
         "header",
         tag("b", MARK, "Paceline", class_="brand"),

@@ -300,6 +300,23 @@ class Spent(msgspec.Struct, frozen=True):
     of: dict[str, str] = {}
 
 
+class Batch(Spent, frozen=True):
+    """Requests of one tenant that belong together, since the first of them."""
+
+    done: int = 0
+    failed: int = 0
+    under_way: int = 0
+    waiting: int = 0
+    last_seen: float = 0.0
+    """Unix time."""
+
+
+class Batches(msgspec.Struct, frozen=True):
+    at: float = 0.0
+    groups: list[Batch] = []
+    """The one that was seen last at first."""
+
+
 class Cost(msgspec.Struct, frozen=True):
     covered_s: float = 0.0
     total: Spent = Spent()

@@ -50,6 +50,8 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """From arrival to the end of the answer."""
     instead: Request | None = None
     """What it becomes if its promise cannot be kept and `overload` is degrade."""
+    batch: str = ""
+    """What its client calls the work that it is a part of; empty: it is of none."""
 
     def with_tokens(self, found: PromptTokens) -> Request:
         """Now that its prompt is tokenised; another model than its own would see other tokens."""

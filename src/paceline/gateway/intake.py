@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -24,6 +24,8 @@ MAX_TOKENS = 65_536
 IMAGE_BYTES = 3000
 """What an inlined image counts for as prompt text, about 750 tokens."""
 INLINE_DATA = b";base64,"
+BATCH_HEADER = "x-paceline-batch"
+BATCH = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 MULTIPART_MODEL = re.compile(rb'name="model"[^\r\n]*(?:\r\n[^\r\n]+)*\r\n\r\n([^\r\n]{1,256})\r\n')
 
 
@@ -116,6 +118,18 @@ def exact_blocks(body: Body, forms: Sequence[BlockForm]) -> tuple[TokenBlocks, .
         return ()
     salt = body.cache_salt if isinstance(body.cache_salt, str) else ""
     return named_blocks(ids, forms, salt)
+
+
+def batch_of(headers: Mapping[str, str]) -> str:
+    """Of which batch a request with these headers is; empty: of none."""
+    name = headers.get(BATCH_HEADER)
+    if name is None:
+        return ""
+    if not BATCH.fullmatch(name):
+        raise InvalidRequest(
+            f"{BATCH_HEADER} must be 1 to 64 characters of A-Z a-z 0-9 . _ : -", param=BATCH_HEADER
+        )
+    return name
 
 
 def multipart_model(body: bytes) -> str | None:

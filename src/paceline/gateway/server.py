@@ -36,6 +36,7 @@ from paceline.gateway.exchange import Exchange
 from paceline.gateway.handover import shareable
 from paceline.gateway.intake import (
     Body,
+    batch_of,
     exact_blocks,
     max_tokens,
     multipart_model,
@@ -161,6 +162,7 @@ class Gateway:
             streaming=streaming,
             shareable=body is not None and shareable(http.path, http.method, body),
             seed=int.from_bytes(self._random(4), "big"),
+            batch=batch_of(headers),
         )
         request = with_way_down(request, self.directory.tiers, self.names.get)
         urgency = self.directory.urgency

@@ -19,6 +19,7 @@ import numpy as np
 from paceline.domain.request import Request
 from paceline.domain.worker import Worker
 from paceline.kernel import Kernel
+from paceline.observe.batches import Batches
 from paceline.observe.cost import shares
 from paceline.observe.sheet import Places, Sheet, Who
 from paceline.observe.sketch import BINS, Floats, Ints
@@ -176,6 +177,7 @@ class Cluster:
         """`gaps`: counts of gaps by (model, tier, worker); `attain`: of a tier, by its name;
         `asked`: what a request under way was when it came."""
         self.cells = Cells(kernel)
+        self.batches = Batches(kernel)
         self._kernel = kernel
         self._gaps = gaps
         self._attain = attain
@@ -238,10 +240,10 @@ class Cluster:
         rows, self._rows = self._rows, []
         seconds, self._looked_at = now - self._looked_at, now
         number = self.cells.number
-        spent = [
-            (number(s.model, s.tier, s.tenant, s.worker), s.worker_s, s.cost)
-            for s in shares(self._kernel.workers.values(), seconds, self._asked)
-        ]
+        divided = list(shares(self._kernel.workers.values(), seconds, self._asked))
+        self.batches.look(now)
+        self.batches.took(divided)
+        spent = [(number(s.model, s.tier, s.tenant, s.worker), s.worker_s, s.cost) for s in divided]
         return _Gathered(rows, *self._new_gaps(), spent, list(self._new_preemptions()))
 
     def _new_gaps(self) -> tuple[Ints, Ints]:

@@ -35,6 +35,7 @@ class Share(msgspec.Struct, frozen=True, gc=False):
     worker: str
     worker_s: float
     cost: float
+    batch: str = ""
 
 
 def shares(
@@ -48,16 +49,16 @@ def shares(
     """
     for state in workers:
         step = present_step(state)
-        spent: dict[tuple[str, str, str], float] = {}
+        spent: dict[tuple[str, str, str, str], float] = {}
         for entry, part in step.parts():
             request = asked(entry.request)
-            key = request.model, request.tier, request.tenant
+            key = request.model, request.tier, request.tenant, request.batch
             spent[key] = spent.get(key, 0.0) + part * seconds
         if not spent:
-            spent[state.worker.model, "", ""] = seconds
+            spent[state.worker.model, "", "", ""] = seconds
         per_s = state.worker.cost_per_hour / HOUR_S
-        for (model, tier, tenant), worker_s in spent.items():
-            yield Share(model, tier, tenant, state.worker.id, worker_s, worker_s * per_s)
+        for (model, tier, tenant, batch), worker_s in spent.items():
+            yield Share(model, tier, tenant, state.worker.id, worker_s, worker_s * per_s, batch)
 
 
 class PresentStep(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from paceline.kernel.worker import WorkerState
+from paceline.observe.batches import Batch, Key
 from paceline.observe.cluster import Of, Snapshot, of_worker
 from paceline.observe.sketch import BINS, Floats, Ints, middle, ranks
 from paceline.observe.table import GAP, MEASURES, OTHER, SUMS, TIMED, renumbered, spread
@@ -21,6 +22,7 @@ MOST_GROUPS = 256
 """Beyond so many, those with the fewest requests are one."""
 COUNTS = ("requests", "kept", "shed", "failed", "left")
 TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens", "kept_tokens")
+OF_A_BATCH = ("done", "failed", "under_way", "waiting")
 PREEMPTIONS = SUMS.index("preemptions")
 MILLION = 1e6
 
@@ -204,6 +206,21 @@ def costs(snapshot: Snapshot, by: Sequence[str], wanted: Callable[[Of], bool]) -
     }
 
 
+def batch_costs(batches: Iterable[tuple[Key, Batch]], unix_at_0: float) -> Figures:
+    """The same of each batch since its beginning, and how far it is."""
+    groups = [
+        {
+            "of": {"batch": name, "tenant": tenant},
+            **spent(batch.cost, batch.worker_s, batch.output_tokens, batch.kept_tokens),
+            **{name: getattr(batch, name) for name in OF_A_BATCH},
+            "first_seen": unix_at_0 + batch.first_at,
+            "last_seen": unix_at_0 + batch.last_at,
+        }
+        for (tenant, name), batch in batches
+    ]
+    return {"by": ["batch", "tenant"], "groups": groups}
+
+
 def is_idle(of: Of) -> bool:
     """Does the cell hold what nobody took of a worker?"""
     return not (of.tier or of.tenant)
@@ -211,14 +228,19 @@ def is_idle(of: Of) -> bool:
 
 def _cost(told: Sequence[float]) -> Figures:
     sums = dict(zip(SUMS, told, strict=True))
-    cost, out, kept = sums["cost"], sums["output_tokens"], sums["kept_tokens"]
+    out, kept = sums["output_tokens"], sums["kept_tokens"]
+    return spent(sums["cost"], sums["worker_s"], int(out), int(kept))
+
+
+def spent(cost: float, worker_s: float, output_tokens: int, kept_tokens: int) -> Figures:
+    """What that much output has cost."""
     return {
         "cost": cost,
-        "worker_s": sums["worker_s"],
-        "output_tokens": int(out),
-        "kept_tokens": int(kept),
-        "cost_per_million_tokens": _ratio(cost * MILLION, out),
-        "cost_per_million_kept_tokens": _ratio(cost * MILLION, kept),
+        "worker_s": worker_s,
+        "output_tokens": output_tokens,
+        "kept_tokens": kept_tokens,
+        "cost_per_million_tokens": _ratio(cost * MILLION, output_tokens),
+        "cost_per_million_kept_tokens": _ratio(cost * MILLION, kept_tokens),
     }
 
 

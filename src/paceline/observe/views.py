@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 
 import msgspec
 import numpy as np
@@ -16,7 +17,15 @@ from paceline.domain.errors import InvalidRequest
 from paceline.kernel import Kernel
 from paceline.observe.cluster import WINDOWS, Cluster, Of, of_worker, slot_s
 from paceline.observe.sharing import exported
-from paceline.observe.summary import DIMENSIONS, Engines, Figures, costs, report
+from paceline.observe.summary import (
+    DIMENSIONS,
+    OF_A_BATCH,
+    Engines,
+    Figures,
+    batch_costs,
+    costs,
+    report,
+)
 
 COLUMNS = (
     "cost",
@@ -27,13 +36,18 @@ COLUMNS = (
     "cost_per_million_kept_tokens",
 )
 """Of costs as CSV, after the dimensions that were asked by."""
+BATCH_COLUMNS = (*COLUMNS, *OF_A_BATCH, "first_seen", "last_seen")
 UNALLOCATED = "unallocated"
 
 
 def cluster_routes(
-    cluster: Cluster, kernel: Kernel, bounds: Sequence[float], wall: Callable[[], float]
+    cluster: Cluster,
+    kernel: Kernel,
+    bounds: Sequence[float],
+    wall: Callable[[], float],
+    now: Callable[[], float] = monotonic,
 ) -> list[Route]:
-    """`bounds`: of the gaps that the relay counts."""
+    """`bounds`: of the gaps that the relay counts; `now`: on the clock of the cluster's looks."""
     edges = np.array(bounds)
 
     async def summary(request: Request) -> Response:
@@ -75,9 +89,12 @@ def cluster_routes(
         return _json(await cluster.aside(lambda: exported(cluster.snapshot(window_s), at)))
 
     async def cost(request: Request) -> Response:
-        """What the workers cost in the `window`, `by` whoever took their time; `format=csv`."""
-        window_s, by, where = _asked(request, default="tenant", window="3600")
+        """What the workers cost in the `window`, `by` whoever took their time; `by=batch`: what
+        each batch has cost since its beginning, the last 200; `format=csv`."""
         at = wall()
+        if "batch" in request.query_params.get("by", "").split(","):
+            return batches(request, at)
+        window_s, by, where = _asked(request, default="tenant", window="3600")
 
         def work() -> Figures:
             snapshot = cluster.snapshot(window_s)
@@ -85,11 +102,20 @@ def cluster_routes(
             told = costs(snapshot, by, lambda of: _is(of, where))
             return {"at": at, "window_s": window_s, "covered_s": covered_s, "by": by, **told}
 
-        told = await cluster.aside(work)
-        form = request.query_params.get("format", "json")
-        if form not in {"json", "csv"}:
-            raise InvalidRequest("format must be json or csv", param="format")
-        return _json(told) if form == "json" else Response(as_csv(told), media_type="text/csv")
+        return _table(request, await cluster.aside(work), COLUMNS)
+
+    def batches(request: Request, at: float) -> Response:
+        asked = request.query_params
+        if asked["by"] != "batch":
+            raise InvalidRequest("by batch goes alone: each is of one tenant", param="by")
+        for name in ("window", *DIMENSIONS):
+            if name in asked and name != "tenant":
+                because = f"each batch is told as a whole: {name} cannot narrow it, tenant can"
+                raise InvalidRequest(because, param=name)
+        only, here = asked.get("tenant"), now()
+        known = cluster.batches.newest(here)
+        wanted = (item for item in known if only is None or item[0][0] == only)
+        return _table(request, {"at": at, **batch_costs(wanted, at - here)}, BATCH_COLUMNS)
 
     return [
         Route("/paceline/v1/summary", summary),
@@ -122,16 +148,25 @@ def _is(of: Of, where: Mapping[str, str]) -> bool:
     return all(getattr(of, name) == value for name, value in where.items())
 
 
-def as_csv(told: Figures) -> str:
+def _table(request: Request, told: Figures, columns: Sequence[str]) -> Response:
+    form = request.query_params.get("format", "json")
+    if form not in {"json", "csv"}:
+        raise InvalidRequest("format must be json or csv", param="format")
+    if form == "json":
+        return _json(told)
+    return Response(as_csv(told, columns), media_type="text/csv")
+
+
+def as_csv(told: Figures, columns: Sequence[str] = COLUMNS) -> str:
     """Costs as a table: a line for each group, and one for what nobody took."""
     out = io.StringIO()
     write = csv.writer(out).writerow
     by = told["by"]
-    write([*by, *COLUMNS])
+    write([*by, *columns])
     for group in told["groups"]:
-        write([*group["of"].values(), *(group[name] for name in COLUMNS)])
-    idle = told["unallocated"]
-    write([*([UNALLOCATED] * len(by)), *(idle.get(name) for name in COLUMNS)])
+        write([*group["of"].values(), *(group[name] for name in columns)])
+    if idle := told.get("unallocated"):
+        write([*([UNALLOCATED] * len(by)), *(idle.get(name) for name in columns)])
     return out.getvalue()
 
 

@@ -147,7 +147,7 @@ class _Driver:
     async def _exchange(self, index: int, arrival: Arrival, meter: Meter, answer: _Answer) -> None:
         settings = self.settings
         key = settings.keys.get(arrival.tenant) or settings.keys.get(arrival.tier) or settings.key
-        headers = _headers(key, arrival.tier, arrival.tenant)
+        headers = _headers(key, arrival.tier, arrival.tenant, arrival.batch)
         body = msgspec.json.encode(request_body(arrival, settings, index))
         async with self.session.post(self.url, data=body, headers=headers) as response:
             answer.status = response.status
@@ -229,7 +229,7 @@ def _base(url: str) -> str:
     return url if url.endswith("/v1") else f"{url}/v1"
 
 
-def _headers(key: str, tier: str = "", tenant: str = "") -> dict[str, str]:
+def _headers(key: str, tier: str = "", tenant: str = "", batch: str = "") -> dict[str, str]:
     # Identity: a compressed stream would be held back by the compressor.
     headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
     if key:
@@ -238,6 +238,8 @@ def _headers(key: str, tier: str = "", tenant: str = "") -> dict[str, str]:
         headers["x-gateway-inference-objective"] = tier
     if tenant:
         headers["x-gateway-inference-fairness-id"] = tenant
+    if batch:
+        headers["x-paceline-batch"] = batch
     return headers
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from heapq import heappop, heappush, heapreplace, merge
-from itertools import chain, repeat, takewhile
+from itertools import chain, groupby, repeat, takewhile
 from math import exp, inf, log
 from operator import attrgetter
 from random import Random
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from paceline.workload.traces import BLOCK_TOKENS, Arrival, named_blocks
 
@@ -107,7 +109,7 @@ def batch(
     name: str = "",
     turns: float | None = None,
 ) -> Iterator[Arrival]:
-    """Jobs of `turns` requests on average (geometric), all of a job at once.
+    """Jobs of `turns` requests on average (geometric), all of a job at once; each has a name.
 
     Without `turns` there is one job, at the start, with all requests of the duration.
     """
@@ -116,7 +118,9 @@ def batch(
     else:
         jobs = arrival_times(rate_per_s / turns, rng, cv=cv, factors=factors)
         times = (at_s for at_s in _until(duration_s, jobs) for _ in range(_geometric(turns, rng)))
-    return _requests(times, rng, prompts, answers, shared_tokens, name)
+    requests = _requests(times, rng, prompts, answers, shared_tokens, name)
+    by_job = enumerate(groupby(requests, attrgetter("at_s")), 1)
+    return (replace(each, batch=f"job-{number}") for number, (_, job) in by_job for each in job)
 
 
 def chat(

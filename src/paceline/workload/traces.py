@@ -58,6 +58,8 @@ class Arrival(msgspec.Struct, frozen=True):
     """The literal chat, if the trace has it."""
     max_tokens: int | None = None
     """The most output tokens, if the client tells."""
+    batch: str = ""
+    """Of which batch of requests it is, if the client tells."""
 
     @property
     def shared_tokens(self) -> int:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from paceline import words
 from paceline.dashboard.parts import bar, empty, missing, section, table
-from paceline.dashboard.said import Cost, Figures, Spent, Summary, Tenant, Tenants
+from paceline.dashboard.said import (
+    Batch,
+    Batches,
+    Cost,
+    Figures,
+    Spent,
+    Summary,
+    Tenant,
+    Tenants,
+)
 from paceline.dashboard.source import Missing
 from paceline.markup import Markup, tag
+
+MOST_BATCHES = 20
 
 
 def tenants(answer: Tenants | Missing, summary: Summary | Missing) -> Markup:
@@ -52,6 +65,40 @@ def _use(used: float | None, limit: int | None) -> Markup:
     look = "full" if share >= 0.9 else ""
     said = f"{words.count(used or 0)} of {words.count(limit)}"
     return tag("span", bar(share, look), tag("small", said), class_="use")
+
+
+def any_batches(answer: Batches | Missing) -> TypeGuard[Batches]:
+    """Does anybody say of which batch requests are? Else there is no section."""
+    return not isinstance(answer, Missing) and bool(answer.groups)
+
+
+def batches(answer: Batches | Missing) -> Markup:
+    if not any_batches(answer):
+        return Markup()
+    rows = [_batch(batch, answer.at) for batch in answer.groups[:MOST_BATCHES]]
+    heads = ["batch ", "tenant ", "done", "failed", "under way", "waiting", "tokens", "cost"]
+    heads += ["a million tokens", "last seen"]
+    known = len(answer.groups)
+    note = "Each since its first request."
+    if known > MOST_BATCHES:
+        note += f" The last {MOST_BATCHES} of {known}; all: /paceline/v1/cost?by=batch."
+    return section("batches", "Batches", table(heads, rows, "plain", "Batches"), note=note)
+
+
+def _batch(batch: Batch, at: float) -> list[str]:
+    there = batch.under_way + batch.waiting
+    return [
+        batch.of.get("batch", ""),
+        batch.of.get("tenant", ""),
+        words.count(batch.done),
+        words.count(batch.failed),
+        words.count(batch.under_way),
+        words.count(batch.waiting),
+        words.count(batch.output_tokens),
+        words.money(batch.cost),
+        words.money(batch.cost_per_million_tokens),
+        "now" if there else f"{words.span(max(at - batch.last_seen, 0.0))} ago",
+    ]
 
 
 def cost(by_tier: Cost | Missing) -> Markup:
