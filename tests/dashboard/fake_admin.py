@@ -265,7 +265,7 @@ class FakeAdmin:
                 "groups": groups}  # fmt: skip
 
     def batches(self) -> dict[str, Any]:
-        told = [("evals-2026-11", "initech", 18_400, 3, 214, 31_386, 0.0),
+        told = [("evals-2026-11", "initech", 18_400, 3, 214, 4_386, 0.0),
                 ("nightly:summaries", "globex", 9_120, 0, 31, 0, 0.0),
                 ("relabel_7", "initech", 50_000, 12, 0, 0, 5_400.0)]  # fmt: skip
         groups = [

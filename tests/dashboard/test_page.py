@@ -115,6 +115,27 @@ def test_a_fleet_without_anything_says_what_to_do() -> None:
         assert hint in text
 
 
+def test_batches_are_shown_where_there_are_any_the_last_ones_first() -> None:
+    text = document(FakeAdmin(4))
+    assert "batches" in sound(text).ids
+    assert 'href="#batches"' in text
+    assert text.index("nightly:summaries") < text.index("relabel_7")
+    assert "1.5 h ago" in text
+    assert "batches" not in document(FakeAdmin(4, calm=True))
+    older = FakeAdmin(4)
+    older.lacking = {"cost"}
+    assert "batches" not in document(older)
+
+
+def test_of_many_batches_the_last_ones_are_shown_and_where_all_are() -> None:
+    fake = FakeAdmin(4)
+    told = fake.batches()
+    fake.batches = lambda: {**told, "groups": told["groups"] * 10}  # type: ignore[method-assign]
+    text = document(fake)
+    assert text.count("nightly:summaries") == 7
+    assert "The last 20 of 30" in text
+
+
 def test_no_name_becomes_markup() -> None:
     hostile = '"><script>alert(1)</script>'
     fake = FakeAdmin(2)

@@ -135,6 +135,12 @@ def test_each_tenant_or_tier_comes_with_its_own_key() -> None:
     assert tiers == {"premium", None}
 
 
+def test_a_request_says_of_which_batch_it_is() -> None:
+    _, engine = replayed(whole, Arrival(0.0, 9, 1, batch="job-1"), NOW)
+    sent = [headers.get("x-paceline-batch", "") for headers in engine.headers]
+    assert sorted(sent) == ["", "job-1"]
+
+
 def test_the_same_trace_and_salt_send_the_same_bytes() -> None:
     arrivals = [Arrival(i * 0.01, 700, 2, blocks=(1,)) for i in range(5)]
     first, again, other = (

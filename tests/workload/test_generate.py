@@ -116,6 +116,14 @@ def test_a_batch_comes_in_one_go_or_in_jobs() -> None:
     assert len(jobs) / len(set(jobs)) == pytest.approx(50, rel=0.1)
 
 
+def test_each_job_of_a_batch_has_a_name() -> None:
+    assert {a.batch for a in batch(10.0, 100.0, Random(8))} == {"job-1"}
+    arrivals = list(batch(10.0, 10_000.0, Random(8), turns=50.0))
+    names = {a.at_s: a.batch for a in arrivals}
+    assert len(set(names.values())) == len(names)
+    assert all(names[a.at_s] == a.batch for a in arrivals)
+
+
 def test_requests_with_a_shared_prefix_share_just_that() -> None:
     first, second = islice(independent(1.0, 100.0, Random(9), shared_tokens=700), 2)
     assert first.blocks == second.blocks

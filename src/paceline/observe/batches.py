@@ -8,7 +8,7 @@ that others are counted in. Requests that are of none cost no more here than to 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from math import inf
 
@@ -20,11 +20,8 @@ from paceline.observe.cost import Share
 from paceline.observe.ended import Over
 
 MOST = 200
-"""Batches that are kept. Another one takes the place of one of the tenant that has the most: the
-one that was seen longest ago, of which nothing is known any more."""
-
-Key = tuple[str, str]
-"""Tenant and name."""
+"""Batches that are kept. One more takes the place of the one that was seen longest ago, of the
+tenant that has the most: what that has counted is gone. Nobody's names are at others' cost."""
 
 
 class Batch(msgspec.Struct):
@@ -57,8 +54,8 @@ class Batches:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._known: dict[Key, Batch] = {}
-        """In the order in which they were last seen."""
+        self._known: dict[str, dict[str, Batch]] = {}
+        """By tenant and name: of each tenant in the order in which they were last seen."""
 
     def over(self, over: Over) -> None:
         """These requests are over."""
@@ -66,7 +63,7 @@ class Batches:
             request = outcome.request
             if not request.batch:
                 continue
-            batch = self._of((request.tenant, request.batch))
+            batch = self._of(request.tenant, request.batch)
             batch.seen(life.done_at - outcome.seconds, life.done_at)
             if outcome.error or outcome.status >= 400:
                 batch.failed += 1
@@ -75,49 +72,50 @@ class Batches:
             batch.output_tokens += outcome.output_tokens
             batch.kept_tokens += outcome.output_tokens * outcome.kept
 
+    def look(self, now: float) -> None:
+        """See who is there."""
+        for batches in self._known.values():
+            for batch in batches.values():
+                batch.under_way = batch.waiting = 0
+        there = Counter(
+            (live.request.tenant, live.request.batch, live.state is State.QUEUED)
+            for live in self._kernel.requests.values()
+            if live.request.batch
+        )
+        for (tenant, name, waits), count in islice(there.items(), MOST):
+            batch = self._of(tenant, name)
+            batch.seen(now, now)
+            if waits:
+                batch.waiting = count
+            else:
+                batch.under_way = count
+
     def took(self, shares: Iterable[Share]) -> None:
         """So much of the workers' time went to these."""
         for share in shares:
-            batch = self._known.get((share.tenant, share.batch)) if share.batch else None
+            batch = self._known.get(share.tenant, {}).get(share.batch)
             if batch is not None:
                 batch.worker_s += share.worker_s
                 batch.cost += share.cost
 
-    def look(self, now: float) -> None:
-        """See who is there."""
-        for batch in self._known.values():
-            batch.under_way = batch.waiting = 0
-        there: dict[Key, Batch] = {}
-        for live in self._kernel.requests.values():
-            request = live.request
-            if request.batch:
-                batch = there.setdefault((request.tenant, request.batch), Batch())
-                batch.seen(live.arrived_at, now)
-                if live.state is State.QUEUED:
-                    batch.waiting += 1
-                else:
-                    batch.under_way += 1
-        for key, seen in islice(there.items(), MOST):
-            batch = self._of(key)
-            batch.seen(seen.first_at, now)
-            batch.under_way, batch.waiting = seen.under_way, seen.waiting
-
-    def newest(self, now: float) -> Iterator[tuple[Key, Batch]]:
-        """All that are known, the one that was seen last at first."""
+    def newest(self, now: float) -> list[tuple[str, str, Batch]]:
+        """All that are known, with tenant and name: the one that was seen last at first."""
         self.look(now)
-        return reversed(self._known.items())
+        found = [
+            (tenant, name, batch)
+            for tenant, batches in self._known.items()
+            for name, batch in batches.items()
+        ]
+        return sorted(found, key=lambda each: (-each[2].last_at, *each[:2]))
 
-    def _of(self, key: Key) -> Batch:
+    def _of(self, tenant: str, name: str) -> Batch:
         """The batch, which is seen now."""
-        batch = self._known.pop(key, None)
+        batches = self._known.setdefault(tenant, {})
+        batch = batches.pop(name, None)
         if batch is None:
             batch = Batch()
-            if len(self._known) >= MOST:
-                self._make_room()
-        self._known[key] = batch
+            if sum(map(len, self._known.values())) >= MOST:
+                most = max(self._known.values(), key=len)
+                del most[next(iter(most))]
+        batches[name] = batch
         return batch
-
-    def _make_room(self) -> None:
-        """No tenant's names, however many, are at the cost of another one's batches."""
-        ((most, _),) = Counter(tenant for tenant, _ in self._known).most_common(1)
-        del self._known[next(key for key in self._known if key[0] == most)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from paceline.kernel.worker import WorkerState
-from paceline.observe.batches import Batch, Key
+from paceline.observe.batches import Batch
 from paceline.observe.cluster import Of, Snapshot, of_worker
 from paceline.observe.sketch import BINS, Floats, Ints, middle, ranks
 from paceline.observe.table import GAP, MEASURES, OTHER, SUMS, TIMED, renumbered, spread
@@ -206,17 +206,17 @@ def costs(snapshot: Snapshot, by: Sequence[str], wanted: Callable[[Of], bool]) -
     }
 
 
-def batch_costs(batches: Iterable[tuple[Key, Batch]], unix_at_0: float) -> Figures:
+def batch_costs(batches: Iterable[tuple[str, str, Batch]], unix_at_0: float) -> Figures:
     """The same of each batch since its beginning, and how far it is."""
     groups = [
         {
             "of": {"batch": name, "tenant": tenant},
             **spent(batch.cost, batch.worker_s, batch.output_tokens, batch.kept_tokens),
-            **{name: getattr(batch, name) for name in OF_A_BATCH},
-            "first_seen": unix_at_0 + batch.first_at,
-            "last_seen": unix_at_0 + batch.last_at,
+            **{count: getattr(batch, count) for count in OF_A_BATCH},
+            "first_seen": round(unix_at_0 + batch.first_at, 3),
+            "last_seen": round(unix_at_0 + batch.last_at, 3),
         }
-        for (tenant, name), batch in batches
+        for tenant, name, batch in batches
     ]
     return {"by": ["batch", "tenant"], "groups": groups}
 

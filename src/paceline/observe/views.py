@@ -114,7 +114,7 @@ def cluster_routes(
                 raise InvalidRequest(because, param=name)
         only, here = asked.get("tenant"), now()
         known = cluster.batches.newest(here)
-        wanted = (item for item in known if only is None or item[0][0] == only)
+        wanted = [each for each in known if only is None or each[0] == only]
         return _table(request, {"at": at, **batch_costs(wanted, at - here)}, BATCH_COLUMNS)
 
     return [
