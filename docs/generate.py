@@ -36,7 +36,7 @@ from paceline.domain.worker import Worker
 from paceline.enginemodel import PROFILES, Load
 from paceline.engines.emulated import EngineSettings, faults
 from paceline.engines.emulated.server import EmulatedEngine
-from paceline.gateway import auth
+from paceline.gateway import auth, intake
 from paceline.gateway.flavors import FLAVORS
 from paceline.gateway.ordinary import ordinary_app
 from paceline.gateway.relay import GAP_BOUNDS
@@ -226,6 +226,8 @@ names, and its answer is passed back; a multipart form may name the model too. `
 **Request headers.** `Authorization: Bearer KEY` or `x-api-key` say who asks. `x-request-id` names
 the request, if nothing of that name is under way. These ask for less than one may have, never for
 more: {", ".join(f"`{name}`" for name in headers)}, and `service_tier` in the body.
+`{intake.BATCH_HEADER}` says of which batch of requests it is, in 1 to 64 characters of
+`A-Z a-z 0-9 . _ : -`; it changes no decision, and no engine gets to see it.
 
 **Response headers.** `x-paceline-worker`, `x-paceline-tier`, `x-request-id` and `Server-Timing`
 (`queue` and `ttft`, or `engine` for an answer that is no stream, in milliseconds).

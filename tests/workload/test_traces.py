@@ -68,15 +68,15 @@ def test_requests_with_one_prefix_share_its_blocks() -> None:
     assert not set(one.blocks) & set(other.blocks)
 
 
-def test_own_lines_may_carry_text_tier_and_tenant() -> None:
+def test_own_lines_may_carry_text_tier_tenant_and_batch() -> None:
     said, chat = read(
         '{"at_s": 0, "prompt": "Why is the sky blue?", "output_tokens": 5, "tier": "premium"}',
         "",
         '{"at_s": 1, "messages": [{"role": "user", "content": "Hello!"}], "output_tokens": 5,'
-        ' "tenant": "acme"}',
+        ' "tenant": "acme", "batch": "night"}',
     )
     assert (said.prompt, said.prompt_tokens, said.tier) == ("Why is the sky blue?", 5, "premium")
-    assert (chat.messages[0]["content"], chat.tenant) == ("Hello!", "acme")
+    assert (chat.messages[0]["content"], chat.tenant, chat.batch) == ("Hello!", "acme", "night")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ Three forms of file are read, told apart by their first line:
 - Paceline's own JSONL, one request a line:
   `{"at_s": 0.5, "prompt_tokens": 700, "output_tokens": 80}`, optionally with `prefix` (any name;
   requests with the same one start with the same `prefix_tokens` tokens) or `hash_ids` as in
-  Mooncake, `tier`, `tenant`, `model` and `max_tokens`; or with a literal `prompt` or `messages` in
-  place of `prompt_tokens`.
+  Mooncake, `tier`, `tenant`, `model`, `batch` and `max_tokens`; or with a literal `prompt` or
+  `messages` in place of `prompt_tokens`.
 """
 
 from __future__ import annotations
@@ -170,6 +170,7 @@ class _OwnLine(msgspec.Struct, forbid_unknown_fields=True):
     messages: tuple[dict[str, Any], ...] = ()
     hash_ids: tuple[int, ...] = ()
     max_tokens: int | None = None
+    batch: str = ""
 
 
 _decode_own = msgspec.json.Decoder(_OwnLine).decode
@@ -202,6 +203,7 @@ def _own(text: str) -> Arrival:
             line.prompt,
             line.messages,
             line.max_tokens,
+            line.batch,
         )
     )
 
