@@ -3,8 +3,9 @@
     python bench/observe.py [--rate 100] [--workers 64] [--seconds 30] [--rounds 3]
 
 A simulated fleet is recorded fact by fact, each step apart as a live gateway sees it, and replayed
-into fresh kernels with all that looks on. Each call of each part is timed: with steps, with all
-else that requests bring about, and with the looks every two seconds. Of each call the least time of
+into fresh kernels with all that looks on. Each call of each part is timed: with steps, with what
+requests bring about, and with what comes by the clock, however many requests there are: engines'
+reports and looks, every two seconds, and timers. Of each call the least time of
 all rounds counts, since other work on the machine can only add to it. The kernel's own time stands
 beside. The collector is a process of its own. Prints a table and, last, one JSON line.
 """
@@ -34,7 +35,15 @@ from rich.console import Console
 from rich.table import Table
 
 from paceline.domain.commands import Command, Dispatch
-from paceline.domain.facts import Fact, FirstTokenSeen, RequestArrived, StepsSeen, StreamEnded
+from paceline.domain.facts import (
+    Fact,
+    FirstTokenSeen,
+    RequestArrived,
+    StepsSeen,
+    StreamEnded,
+    TimerFired,
+    WorkerReported,
+)
 from paceline.domain.outcome import Outcome
 from paceline.gateway.relay import GAP_BOUNDS
 from paceline.kernel import Kernel, Settings
@@ -63,6 +72,8 @@ WARM_S = 10.0
 LOOK_S = 2.0
 
 KERNEL = "beside: the kernel"
+COLUMNS = {StepsSeen: "steps", WorkerReported: "looks", TimerFired: "looks"}
+"""Where what a fact costs is counted; all others are of a request."""
 
 Log = list[tuple[float, Fact]]
 Times = defaultdict[tuple[str, str], list[float]]
@@ -192,7 +203,7 @@ class Watching:
 
     def tell(self, what: str, column: str, *told: object) -> None:
         """All who want to know."""
-        clock = thread_time if column == "looks" else perf_counter  # the one is exact, and slow
+        clock = thread_time if what == "look" else perf_counter  # the one is exact, and slow
         for name, part in self._parts.items():
             listener = part.get(what)
             if listener is not None:
@@ -235,7 +246,7 @@ def replay(log: Log, kernel: Kernel, watching: Watching) -> Times:
             gc.freeze()
             warm_at = inf
             took.clear()
-        column = "steps" if isinstance(fact, StepsSeen) else "requests"
+        column = COLUMNS.get(type(fact), "requests")
         began = perf_counter()
         commands = handle(fact, now)
         took[KERNEL, column].append(perf_counter() - began)
@@ -293,7 +304,7 @@ def main() -> None:
     table = Table(
         "",
         "µs a request",
-        "looks, µs a request",
+        "by the clock, µs a request",
         "µs a token",
         title=f"{options.rate:g} requests a second, {options.workers} workers, "
         f"{len(steps) / requests:.0f} steps and {tokens / requests:.0f} tokens a request",
