@@ -6,8 +6,10 @@ Whoever fetches blocks too late writes nonsense here, so every token proves that
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from answers import nothing_failed, survives
@@ -20,14 +22,16 @@ TOKENS = 30
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with running(
-        tmp_path_factory.mktemp("shared"),
-        engines=len(PARTS),
-        engine={"kv_lease_s": 4.0, "kv_tokens_per_s": 20_000.0},
-        parts=PARTS,
-        routing={"policy": "least-requests"},
-    ) as fleet:
-        yield fleet
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "handing_over"), os.pathsep)
+        with running(
+            tmp_path_factory.mktemp("shared"),
+            engines=len(PARTS),
+            engine={"kv_lease_s": 4.0, "kv_tokens_per_s": 20_000.0},
+            parts=PARTS,
+            routing={"policy": "least-requests"},
+        ) as fleet:
+            yield fleet
 
 
 @pytest.fixture
