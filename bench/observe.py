@@ -193,6 +193,7 @@ class Watching:
             "Prometheus metrics": {"count": metrics.count},
             "request log": {"over": said},
             "OpenTelemetry": {
+                "saw": self._otel.saw,
                 "begin": self._otel.begin,
                 "over": self._otel.over,
                 "count": self._otel.count,

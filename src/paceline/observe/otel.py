@@ -84,9 +84,9 @@ class OpenTelemetry:
 
     def saw(self, now: float, fact: Fact, commands: Sequence[Command]) -> None:
         """The kernel has decided: requests wait, or are sent to workers."""
-        if not self._traces:
-            return
         for command in commands:
+            if command.request_id not in self._traces:
+                continue
             match command:
                 case Hold(request_id, because):
                     self.turned(request_id, "queued", because)
