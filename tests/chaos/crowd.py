@@ -25,6 +25,8 @@ class Client(asyncio.Protocol):
         self.raw = bytearray()
         self.events = 0
         self.over = False
+        self.stops_at: int | None = None
+        """Events after which it reads no more, till told to."""
         self._transport: asyncio.Transport | None = None
 
     async def ask(self, port: int, narrow: bool = False) -> None:
@@ -53,15 +55,14 @@ class Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.raw += data
         self.events += data.count(b"data: ")
+        if self.stops_at is not None and self.events >= self.stops_at:
+            self._transport.pause_reading()  # type: ignore[union-attr]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.over = True
 
-    def stop_reading(self) -> None:
-        if self._transport is not None and not self.over:
-            self._transport.pause_reading()
-
     def read_on(self) -> None:
+        self.stops_at = None
         if self._transport is not None and not self.over:
             self._transport.resume_reading()
 
@@ -101,6 +102,12 @@ class Crowd:
     async def flowing(self, events: int = 4) -> None:
         """Wait until each has so many events, or an end."""
         await until(lambda: all(c.over or c.events >= events for c in self.clients))
+
+    async def stop_reading(self, events: int = 4) -> None:
+        """Each reads no more once it has so many events. Wait until all have."""
+        for client in self.clients:
+            client.stops_at = events
+        await self.flowing(events)
 
     async def answers(self) -> list[Answer]:
         """What each has got in the end."""

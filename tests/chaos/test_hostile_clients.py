@@ -71,23 +71,20 @@ def sized(body: bytes) -> bytes:
 
 @on_loop
 async def test_slow_readers_lose_nothing_and_cost_nobody_else(fleet: Fleet) -> None:
-    async with fleet.crowd(10, 1000, narrow=True) as slow, others(fleet):
-        await slow.flowing()
-        for client in slow.clients:
-            client.stop_reading()
-        await fleet.idle_engines()
-        assert await fleet.left_over(), "the gateway should still have what they have not read"
-        for client in slow.clients:
-            client.read_on()
-        nothing_failed(await slow.answers())
+    async with fleet.crowd(10, 1000, narrow=True) as slow:
+        await slow.stop_reading()
+        async with others(fleet):
+            await fleet.idle_engines()
+            assert await fleet.left_over(), "the gateway should have what they have not read"
+            for client in slow.clients:
+                client.read_on()
+            nothing_failed(await slow.answers())
 
 
 @on_loop
 async def test_slow_readers_of_an_engine_that_dies_lose_nothing(fleet: Fleet) -> None:
     async with fleet.crowd(10, 1000, narrow=True) as slow:
-        await slow.flowing()
-        for client in slow.clients:
-            client.stop_reading()
+        await slow.stop_reading()
         await asyncio.sleep(0.3)
         fleet.engines[0].kill()
         await asyncio.sleep(0.3)
