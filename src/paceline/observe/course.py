@@ -83,6 +83,7 @@ class Course(msgspec.Struct, gc=False):
     def goes_on(self, at: float) -> None:
         """Another worker has given the next token of its answer."""
         self.gaps += ((self.off_from, self.off_because, max(at - self.off_at, 0.0)),)
+        self.off_at = inf
 
 
 def allowed_s(request: Request, seconds: float, split: Split) -> float:

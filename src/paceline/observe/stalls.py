@@ -29,6 +29,7 @@ from paceline.domain.facts import (
     StreamStopped,
     WorkerReported,
 )
+from paceline.domain.promise import Promise
 from paceline.kernel import Kernel
 from paceline.observe.course import Course, allowed_s
 from paceline.observe.lag import Lags
@@ -70,6 +71,8 @@ class Stalls:
         self.lags = Lags()
         self._kernel = kernel
         self._courses: dict[str, Course] = {}
+        self._promises: dict[str, Promise] = {}
+        """The last one of each tier."""
         self._floor_s = inf
         """The shortest gap that is late for anybody."""
         self._doubts: deque[tuple[float, Callable[[], None]]] = deque()
@@ -207,9 +210,9 @@ class Stalls:
         request = fact.request
         if request.id not in self._courses:
             self._courses[request.id] = Course(request, now, now)
-        late_s = late_after_s(request.promise)
-        if late_s < self._floor_s:
-            self._floor_s = late_s
+        if self._promises.get(request.tier) is not request.promise:
+            self._promises[request.tier] = request.promise
+            self._floor_s = min(self._floor_s, late_after_s(request.promise))
 
     def _commanded(self, command: Command, now: float) -> None:
         course = self._courses.get(command.request_id)
@@ -263,17 +266,14 @@ class Stalls:
         course.preemptions = track.preemptions
         if course.off_at < inf:  # its answer goes on
             course.goes_on(fact.at)
-        elif not course.legs:
+        elif fact.at - course.arrived_at > course.request.promise.ttft_s and not course.legs:
             self._came(course, track, mark)
-        course.off_at, course.off_because = inf, Cause.LOST_WORKER
 
     def _came(self, course: Course, track: Track, mark: Mark) -> None:
-        """A request's very first token: was it late?"""
+        """A request's very first token, which was late."""
         sent, allowed_s = course.sent, course.request.promise.ttft_s
         assert sent is not None
         seconds = mark.at - course.arrived_at
-        if seconds <= allowed_s:
-            return
         course.broken = True
         queued_s, uncached, extra, of = course.queued_s, course.uncached, course.extra, course.of
         course.extra, fetched_from, prefilled_by = {}, course.fetched_from, course.prefilled_by
@@ -303,7 +303,7 @@ class Stalls:
             return  # as nearly all
         stall_late, track = fact.stall_s > late_after_s(request.promise), self._track(course.worker)
         if course.begun is None:
-            if not request.streaming:
+            if not request.streaming and now - course.arrived_at > request.promise.ttft_s:
                 self._came(course, track, track.timeline.mark(now))
             return
         if not mean_late and not stall_late:
@@ -421,6 +421,7 @@ class Stalls:
             self._track(fact.worker_id).troubled("lost", fact.because, now)
         course = self._courses.get(fact.request_id)
         if course is not None and course.worker == fact.worker_id:
+            course.off_because = Cause.LOST_WORKER
             self._off(course, now)
 
     def _off(self, course: Course, now: float) -> None:
