@@ -50,7 +50,16 @@ OURS = "headroom"
 NEAR = 0.03
 """Share of all promises by which a policy may be behind the oracle and still be near it."""
 
-SEEDS = {"agents": 6, "batch-fill": 4, "bursts": 4, "slow-worker-chats": 6}
+SEEDS = {
+    "agents": 6,
+    "batch-fill": 4,
+    "bursts": 4,
+    "crash-one-of-four": 4,
+    "disaggregated": 6,
+    "hung": 4,
+    "slow-link": 6,
+    "slow-worker-chats": 6,
+}
 """Runs of each cell, where three tell little."""
 USUAL_SEEDS = 3
 
