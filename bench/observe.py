@@ -7,7 +7,8 @@ into fresh kernels with all that looks on. Each call of each part is timed: with
 requests bring about, and with what comes by the clock, however many requests there are: engines'
 reports and looks, every two seconds, and timers. Of each call the least time of all rounds counts,
 since other work on the machine can only add to it, less what it takes to look at the clock. The
-kernel's own time stands beside. The collector is a process of its own. Prints a table and, last, one JSON line.
+kernel's own time stands beside. The collector is a process of its own. Prints a table and, last,
+one JSON line.
 """
 
 from __future__ import annotations
