@@ -51,7 +51,7 @@ NEAR = 0.03
 """Share of all promises by which a policy may be behind the oracle and still be near it."""
 
 SEEDS = {
-    "agents": 6,
+    "agents": 10,
     "batch-fill": 4,
     "bursts": 4,
     "crash-one-of-four": 4,
