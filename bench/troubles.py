@@ -57,11 +57,14 @@ class Slow:
         """In order, each piece as late as the delay is when it comes, and up to as much again."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(10_000)
         passing = asyncio.create_task(self._pass(queue, writer))
-        while data := await reader.read(65536):
-            wait_s = self.delay_s * (1.0 + self._chance.random())
-            await queue.put((monotonic() + wait_s, data))
-        await queue.put((0.0, b""))
-        await passing
+        try:
+            while data := await reader.read(65536):
+                wait_s = self.delay_s * (1.0 + self._chance.random())
+                await queue.put((monotonic() + wait_s, data))
+            await queue.put((0.0, b""))
+            await passing
+        finally:
+            passing.cancel()
 
     async def _pass(
         self, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
