@@ -1,6 +1,6 @@
 """What is each term of headroom's routing law worth? Without one at a time, on every scenario.
 
-    python bench/ablations.py [--seeds N] [--workers N] [--scenario NAME ...]   # some 40 minutes
+    python bench/ablations.py [--seeds N] [--workers N] [--scenario NAME ...]   # some 17 minutes
 
 Prints a table in Markdown, promises kept in percent, and a JSON line. All is simulation.
 """

@@ -188,6 +188,7 @@ class Watching:
             "findings": {"look": lambda: self._loop.run_until_complete(diagnosis.refreshed())},
             "rows for all who count": {"over": self._write_down},
             "cluster view and cost": {
+                "over": cluster.batches.over,
                 "count": cluster.count,
                 "look": lambda: cluster.look(self._now),
             },

@@ -109,6 +109,10 @@ class Crowd:
             client.stops_at = events
         await self.flowing(events)
 
+    def read_on(self) -> None:
+        for client in self.clients:
+            client.read_on()
+
     async def answers(self) -> list[Answer]:
         """What each has got in the end."""
         return await all_over(self.clients)
